@@ -1,0 +1,58 @@
+# What a newcomer types. Everything lives in .venv; delete it to start over.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CORES ?= all
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Compiled once at installation; without byte code every stage would pay seconds for its imports.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help setup repro test test-all lint format ui lock clean
+.DEFAULT_GOAL := help
+
+help: ## Show what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv with the locked packages (the other targets do it by themselves)
+
+$(READY): requirements.lock bootstrap.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: $(PYTHON) cannot make virtual environments (Debian: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r bootstrap.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+repro: $(READY) ## Regenerate every table of the profile in params.yaml
+	snakemake --cores $(CORES)
+	@python -m pipeline.closing
+
+test: $(READY) ## Run the tests
+	pytest -m "not slow and not gpu"
+
+test-all: $(READY) ## Run the slow tests and those that need a GPU, too
+	pytest
+
+lint: $(READY) ## Check style, types and the Snakefile
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile
+	mypy
+	snakemake --lint
+
+format: $(READY) ## Put the code into the house's style
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile
+
+ui: $(READY) ## Open the runs in MLflow, on http://127.0.0.1:5000
+	python -m pipeline.tracking ui
+
+lock: $(READY) ## Renew requirements.lock and bootstrap.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade --extra dev pyproject.toml -o requirements.lock
+	echo uv | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade - -o bootstrap.lock
+
+clean: ## Remove what can be made again: everything but the archives, the DVC cache and the MLflow runs
+	rm -rf data/[!r]* weights models curves predictions checkpoints settings.yaml .snakemake
