@@ -1,0 +1,22 @@
+"""RefineNet (Lin, Milan, Shen, Reid; CVPR 2017): the network, its data, training, inference and metrics.
+
+`from refinenet import RefineNet` costs an import of torch; `refinenet.data` alone does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refinenet.network import RefineNet as RefineNet
+    from refinenet.network import load as load
+
+__all__ = ["RefineNet", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'refinenet' has no attribute {name!r}")
+    from refinenet import network
+
+    return getattr(network, name)

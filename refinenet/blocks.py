@@ -1,0 +1,129 @@
+"""The parts of a RefineNet block (paper, section 3.2, figure 3), wired as the authors' code wires them.
+
+Shapes: every map is N x C x H x W. Convolutions are 3 x 3, stride 1, padding 1. There is no normalisation and no
+non-linearity but the ReLUs named here: the long-range paths from the loss to the backbone stay linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refinenet.config import PoolOrder, Upsample
+
+
+def conv3x3(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
+    """3 x 3 convolution that keeps the size."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+
+
+def resize(maps: Tensor, size: Sequence[int], how: Upsample = "bilinear") -> Tensor:
+    """Resize N x C x H x W to N x C x size. Paper: bilinear; the authors' my_resize.m: bicubic (imresize's default)."""
+    if maps.shape[2:] == tuple(size):
+        return maps
+    if how == "bicubic":
+        return F.interpolate(maps, size=list(size), mode="bicubic", align_corners=False)
+    return F.interpolate(maps, size=list(size), mode="bilinear", align_corners=how == "bilinear-aligned")
+
+
+class ResidualConvUnit(nn.Module):
+    """RCU: x + conv(relu(conv(relu(x)))), no batch norm, no ReLU after the sum (figure 3b).
+
+    As in gen_network_refine_group.m the first convolution has a bias and the second has none.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(channels, channels, bias=True)
+        self.conv2 = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual: Tensor = self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + residual
+
+
+class MultiResolutionFusion(nn.Module):
+    """One convolution for each path, to the smallest channel count among them; resized to the largest map; summed.
+
+    A single path passes through unchanged (paper, 3.2). Takes any number of maps of any resolution and depth.
+    """
+
+    def __init__(self, inputs: Sequence[int], upsample: Upsample = "bilinear") -> None:
+        super().__init__()
+        self.channels = min(inputs)
+        self.upsample: Upsample = upsample
+        self.convs = nn.ModuleList(conv3x3(c, self.channels) for c in inputs) if len(inputs) > 1 else nn.ModuleList()
+
+    def forward(self, paths: Sequence[Tensor]) -> Tensor:
+        if not self.convs:
+            return paths[0]
+        size = [max(p.shape[2] for p in paths), max(p.shape[3] for p in paths)]
+        maps = [resize(conv(p), size, self.upsample) for conv, p in zip(self.convs, paths, strict=True)]
+        fused = maps[0]
+        for other in maps[1:]:
+            fused = fused + other
+        return fused
+
+
+class ChainedResidualPooling(nn.Module):
+    """CRP: ReLU, then a *chain* of pooling blocks; the output of each is summed onto the main path (figure 3d).
+
+    A pooling block is a 5 x 5 max-pool of stride 1 and a 3 x 3 convolution. "pool-conv" is the paper's order,
+    "conv-pool" the one of the authors' later releases (do_gen_block_convbeforepool). Each block works on the output
+    of the one before, not on the input: that is what makes the pooled region grow. `pools=0` leaves the ReLU.
+    """
+
+    def __init__(self, channels: int, pools: int = 2, order: PoolOrder = "pool-conv") -> None:
+        super().__init__()
+        self.order: PoolOrder = order
+        self.convs = nn.ModuleList(conv3x3(channels, channels) for _ in range(pools))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The identity term of the sum is the map after the ReLU.
+        total = path = F.relu(x)
+        for conv in self.convs:
+            if self.order == "pool-conv":
+                path = conv(F.max_pool2d(path, 5, stride=1, padding=2))
+            else:
+                path = F.max_pool2d(conv(path), 5, stride=1, padding=2)
+            total = total + path
+        return total
+
+
+class RefineNetBlock(nn.Module):
+    """2 RCUs on each map of the backbone -> fusion -> chained pooling -> 3 output RCUs (figure 3a).
+
+    The paper has one output RCU, two at the entry of the next block for this block's output, and two extra before the
+    classifier. Those entry RCUs belong to the path, so the authors' code (refine_block_conv_num_mainflow = 3) and this
+    one put all three at the output, the same function; the previous block's output then enters as it is.
+
+    Args:
+        taps: channels of each map of the backbone, after its adapting convolution.
+        previous: channels of the previous block's output, or None for the first block.
+        output_units: RCUs after the pooling.
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[int],
+        previous: int | None = None,
+        pools: int = 2,
+        order: PoolOrder = "pool-conv",
+        upsample: Upsample = "bilinear",
+        output_units: int = 3,
+    ) -> None:
+        super().__init__()
+        self.adapt = nn.ModuleList(nn.Sequential(ResidualConvUnit(c), ResidualConvUnit(c)) for c in taps)
+        self.fusion = MultiResolutionFusion([*taps, *([] if previous is None else [previous])], upsample)
+        self.channels = self.fusion.channels
+        self.pooling = ChainedResidualPooling(self.channels, pools, order)
+        self.output = nn.Sequential(*(ResidualConvUnit(self.channels) for _ in range(output_units)))
+
+    def forward(self, taps: Sequence[Tensor], previous: Tensor | None = None) -> Tensor:
+        paths = [adapt(tap) for adapt, tap in zip(self.adapt, taps, strict=True)]
+        if previous is not None:
+            paths.append(previous)
+        output: Tensor = self.output(self.pooling(self.fusion(paths)))
+        return output

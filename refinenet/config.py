@@ -1,0 +1,141 @@
+"""Every setting of the method, as plain data: importing this costs no torch.
+
+Where the paper and the authors' code differ, both values are here and the default says whose it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from refinenet.files import UserError
+
+PoolOrder = Literal["pool-conv", "conv-pool"]
+Upsample = Literal["bilinear", "bilinear-aligned", "bicubic"]
+Average = Literal["probability", "log"]
+Initial = Literal["gaussian", "scaled"]
+
+# Bottleneck units in the four stages of each ResNet.
+RESNETS: Mapping[str, tuple[int, int, int, int]] = {
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Which maps feed which block, coarsest block first.
+
+    `blocks`: for each block its taps (scale, stage): stage 1 to 4 of the backbone (1/4 to 1/32) at `scales[scale]` of
+    the image. Every block but the first also takes the output of the one before.
+    """
+
+    blocks: tuple[tuple[tuple[int, int], ...], ...]
+    scales: tuple[float, ...] = (1.0,)
+
+
+# Table 9. The 2-scale network has seven paths (section 3.1); which, is read from the repository
+# googleinterns/out-of-distribution: the half-size image's stage 1 is unused and maps of equal resolution meet.
+CASCADES: Mapping[str, Cascade] = {
+    "single": Cascade((((0, 4), (0, 3), (0, 2), (0, 1)),)),
+    "two": Cascade((((0, 4), (0, 3)), ((0, 2), (0, 1)))),
+    "four": Cascade((((0, 4),), ((0, 3),), ((0, 2),), ((0, 1),))),
+    "four-two-scale": Cascade((((0, 4), (1, 3), (1, 4)), ((0, 3), (1, 2)), ((0, 2),), ((0, 1),)), scales=(1.0, 0.5)),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides which function a RefineNet's weights mean. The defaults are the paper's network."""
+
+    classes: int
+    backbone: str = "resnet101"
+    cascade: str = "four"
+    pools: int = 2  # chained pooling blocks: 0 and 2 in the ablation, 4 for Person-Part and VOC, else 2
+    order: PoolOrder = "pool-conv"  # the paper and the released VOC and Cityscapes models; the other five: conv-pool
+    upsample: Upsample = "bilinear"  # the paper; "bicubic" in the authors' my_resize.m; "-aligned": align_corners
+    dropout: float = 0.5  # on stages 3 and 4 and before the classifier (authors' code; the paper does not mention it)
+    stem: int = 64  # channels of the backbone's first convolution
+    width: int = 256  # channels of the decoder; the path of stage 4 has twice as many
+
+    def __post_init__(self) -> None:
+        _one_of("backbone", self.backbone, RESNETS)
+        _one_of("cascade", self.cascade, CASCADES)
+        _one_of("order", self.order, ("pool-conv", "conv-pool"))
+        _one_of("upsample", self.upsample, ("bilinear", "bilinear-aligned", "bicubic"))
+        for name, value in (("classes", self.classes), ("stem", self.stem), ("width", self.width)):
+            if value < 1:
+                raise UserError(f"{name} is {value}, expected 1 or more")
+        if self.pools < 0 or not 0 <= self.dropout < 1:
+            raise UserError(f"pools is {self.pools}, dropout {self.dropout}; expected 0 or more, and 0 <= dropout < 1")
+
+
+def _one_of(name: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. The defaults are the authors' (file of their code in brackets)."""
+
+    steps: int
+    batch: int = 1  # images a step (gen_net_opts)
+    crop: int = 400  # pixels a side, after scaling; 600 for Cityscapes (demo)
+    input_scale: float = 1.2  # the crop is enlarged by this before the network (gen_featnet_config_resnet_custom)
+    scales: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)  # (batch_do_data_augmentation; paper: 0.7 to 1.3)
+    short_edge: tuple[int, int] | None = None  # brought into this before all else; authors: 450 to 1100
+    flip: bool = True
+    balanced: bool = True  # classes drawn evenly, crops centred on a pixel of the class (my_epoch_run_config, type 1)
+    lr: float = 5e-4  # of the new layers (demo_refinenet_train)
+    backbone_lr: float = 0.1  # times lr, for the layers that start from ImageNet weights
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["drop", "cosine"] = "drop"  # drop: lr x 0.1 at `drop_at`, by hand in the authors' code
+    drop_at: float = 0.8  # fraction of the steps
+    warmup: int = 0  # steps over which the rate rises linearly
+    clip: float | None = None  # largest norm of the gradient; the authors do not clip
+    initial: Initial = "gaussian"  # see RefineNet.initialise
+    log_every: int = 20
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}, expected 1 or more")
+        if not self.scales or min(self.scales) <= 0 or self.input_scale <= 0 or self.lr <= 0:
+            raise UserError("train.scales, train.input_scale and train.lr must be above 0")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to test: the image at each of `scales`, with `flip` also mirrored, scores averaged with equal weights."""
+
+    scales: tuple[float, ...]
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """What happens to an image before the scales.
+
+    Its short edge is brought into `short_edge` (None: left alone), then it is enlarged by `input_scale` (1.2 in the
+    authors' code, in training and test).
+    """
+
+    input_scale: float = 1.0
+    short_edge: tuple[int, int] | None = None
+
+    def factor(self, height: int, width: int) -> float:
+        """By how much an image of this size is resized at scale 1."""
+        return self.input_scale * clamp_short_edge(height, width, self.short_edge)
+
+
+def clamp_short_edge(height: int, width: int, limits: tuple[int, int] | None) -> float:
+    """The factor that brings the short edge of a height x width image into `limits`; 1 without limits."""
+    if limits is None:
+        return 1.0
+    short = min(height, width)
+    return min(max(short, limits[0]), limits[1]) / short

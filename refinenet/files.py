@@ -1,0 +1,85 @@
+"""Files that appear whole or not at all, and the one error a user is meant to read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can put right. Its text is one line: the file, what was found, what was expected."""
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    """The name beside `path` to write to; what killed processes left under such names goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        if not _alive(left.name.split(".")[-2]):
+            _remove(left)
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; on success it is synced and renamed to `path`, on any error it is removed."""
+    part = _part(path)
+    try:
+        yield part
+        part.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
+        _sync(part)
+        part.replace(path)
+        _sync(path.parent)
+    finally:
+        _remove(part)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: yield an empty one, which takes the name `path` once the block has ended well."""
+    part = _part(path)
+    _remove(part)
+    part.mkdir()
+    try:
+        yield part
+        for file in part.rglob("*"):
+            _sync(file)
+        if path.exists() or path.is_symlink():
+            _remove(path)
+        part.replace(path)
+        _sync(path.parent)
+    finally:
+        _remove(part)

@@ -1,0 +1,146 @@
+"""RefineNet: a cascade of refinement blocks over a backbone (paper, sections 3.1 and 4.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refinenet.backbones import ResNet
+from refinenet.blocks import RefineNetBlock, conv3x3, resize
+from refinenet.config import CASCADES, Config, Initial
+from refinenet.files import UserError, whole_file
+
+# Of the ImageNet weights (torchvision), on values in 0..255.
+_MEAN = (123.675, 116.28, 103.53)
+_STD = (58.395, 57.12, 57.375)
+
+
+class RefineNet(nn.Module):
+    """RefineNet(classes=21, backbone="resnet101", cascade="four", pools=4); see `Config` for all settings.
+
+    `model(images)`: N x 3 x H x W RGB, uint8 or float in 0..255, any size from 32 up -> logits N x classes x H/4 x W/4
+    (rounded up). Mean and deviation of the backbone's training are part of the model.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classes: int, **settings: Any) -> None:
+        super().__init__()
+        self.config = config = Config(classes, **settings)
+        cascade = CASCADES[config.cascade]
+        self.cascade = cascade
+        # Independent backbones, one for each scale of the image.
+        backbones = [ResNet(config.backbone, config.stem) for _ in cascade.scales]
+        channels = backbones[0].channels
+        self.backbones = nn.ModuleList(backbones)
+        self.adapt = nn.ModuleDict()
+        self.blocks = nn.ModuleList()
+        previous: int | None = None
+        for taps in cascade.blocks:
+            widths = [config.width * (2 if stage == 4 else 1) for _, stage in taps]
+            for (scale, stage), width in zip(taps, widths, strict=True):
+                self.adapt[f"{scale}-{stage}"] = conv3x3(channels[stage - 1], width)
+            block = RefineNetBlock(widths, previous, config.pools, config.order, config.upsample)
+            self.blocks.append(block)
+            previous = block.channels
+        assert previous is not None
+        self.classifier = conv3x3(previous, classes, bias=True)
+        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = (images - self.mean) / self.std
+        size = x.shape[2:]
+        maps = []
+        for scale, backbone in zip(self.cascade.scales, self.backbones, strict=True):
+            maps.append(backbone(resize(x, [max(1, round(s * scale)) for s in size], self.config.upsample)))
+        previous: Tensor | None = None
+        for taps, block in zip(self.cascade.blocks, self.blocks, strict=True):
+            inputs = [self.adapt[f"{s}-{t}"](self._drop(maps[s][t - 1], t >= 3)) for s, t in taps]
+            previous = block(inputs, previous)
+        assert previous is not None
+        logits: Tensor = self.classifier(self._drop(previous, True))
+        return logits
+
+    def _drop(self, x: Tensor, here: bool) -> Tensor:
+        return F.dropout(x, self.config.dropout, self.training) if here else x
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Those that start from ImageNet weights and learn at a tenth of the rate; the others are new."""
+        return list(self.backbones.parameters())
+
+    def initialise(self, how: Initial, generator: torch.Generator) -> None:
+        """Draw the weights of every new layer; biases are 0, the backbone is left alone.
+
+        "gaussian": N(0, 0.01^2), the authors'. It is meant for 256 channels: a thin decoder would pass on next to
+        nothing. "scaled": N(0, gain / fan-in), where 2 keeps the variance after a ReLU; what is summed onto a path
+        starts small, since nothing in a RefineNet normalises the sum.
+        """
+        gains = {"conv1": 2.0, "conv2": 0.02, "pooling": 0.1, "fusion": 0.5, "adapt": 2.0, "classifier": 0.02}
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Conv2d) or name.startswith("backbones"):
+                continue
+            parts = name.split(".")
+            gain = next(gains[part] for part in (parts[-1], *reversed(parts)) if part in gains)
+            std = 0.01 if how == "gaussian" else (gain / module.weight[0].numel()) ** 0.5
+            with torch.no_grad():
+                module.weight.normal_(0, std, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+
+    def load_backbone(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Start every backbone from these tensors (torchvision's names). Missing, left-over, mis-shaped: UserError."""
+        for backbone in self.backbones:
+            load_tensors(backbone, weights, source)
+
+
+def load_tensors(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load by name, strictly: a tensor that is missing, left over or mis-shaped is a UserError that names it."""
+    wanted = module.state_dict()
+    given = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    for name in sorted(wanted.keys() | given.keys()):
+        if name not in given:
+            raise UserError(f"{source}: tensor {name} is missing")
+        if name not in wanted:
+            raise UserError(f"{source}: tensor {name} is left over, the network has none of that name")
+        if wanted[name].shape != given[name].shape:
+            raise UserError(
+                f"{source}: tensor {name} is {list(given[name].shape)}, expected {list(wanted[name].shape)}"
+            )
+    module.load_state_dict(given)
+
+
+def save(model: RefineNet, path: Path, about: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """Write weights, configuration and `about` (class names, palette, input scale ...) as one safetensors file."""
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
+    metadata = {"refinenet": json.dumps({"config": asdict(model.config), "about": dict(about)}, sort_keys=True)}
+    with whole_file(path) as part:
+        save_file(tensors, part, metadata)
+
+
+def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[RefineNet, dict[str, Any]]:
+    """Read what `save` wrote: the model in eval mode and float32, and `about`. UserError for anything else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["refinenet"])
+            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `train` makes it, or `dvc pull train`") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a RefineNet written by this project, or cut short ({error})") from None
+    model = RefineNet(**metadata["config"])
+    load_tensors(model, tensors, str(path))
+    about: dict[str, Any] = metadata["about"]
+    return model.to(device).eval(), about
