@@ -1,0 +1,285 @@
+"""Everything that a run ends in -> results/report.html, one page that asks for nothing from outside.
+
+    python -m pipeline.report
+
+The tables with this run's numbers, the data, the training curves, images beside truth and prediction, and what each
+number was made from. No times, no run ids, no paths of a machine: the same results give the same page, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline import datasets, pictures, scores, stage, tables
+from pipeline.files import dvc_md5
+from pipeline.pictures import SERIES
+from pipeline.published import NOT_PRINTED, PROTOCOLS, Table, caveat, published, slug
+from pipeline.scores import Scores
+from refinenet.data import IGNORE_INDEX, Array, Split
+from refinenet.files import UserError, whole_file
+
+REPORT = Path("results", "report.html")
+GAP = 4  # white pixels between the parts of an image | truth | prediction picture (pipeline/evaluate.py)
+CLOSE = 1.0  # points within which a number counts as reproduced
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much a page shows. `width` in pixels of a picture, `quality` of WebP, 0 to 100."""
+
+    samples: int
+    predictions: int
+    width: int
+    quality: int
+
+
+# The report is kept in git, where a file may have 1 MB: the first level that fits is taken.
+LIMIT = 900_000
+LEVELS = (Level(6, 3, 320, 80), Level(6, 3, 240, 70), Level(4, 2, 200, 60), Level(3, 1, 160, 50), Level(2, 1, 120, 40))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table on the page. `kind`: competitor, paper, run or difference; `anchors`: whose numbers they are."""
+
+    kind: str
+    labels: list[str]
+    cells: list[str]
+    anchors: list[str]
+
+
+def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
+    """The rows of a csv as the paper prints them, ours followed by this run's numbers and the differences."""
+    for record in records:
+        labels = [record[slug(label)] for label in of.labels]
+        cells = {
+            part: [record[f"{slug(score.column)}_{part}"] for score in of.scores]
+            for part in ("paper", "run", "difference")
+        }
+        names = list(dict.fromkeys(name for prefix, _ in of.groups() if (name := record[f"{prefix}experiment"])))
+        yield Line("paper" if names else "competitor", labels, [text or NOT_PRINTED for text in cells["paper"]], [])
+        if names:
+            source = next(row.sources[0] for row in of.rows if list(row.labels) == labels and row.sources)
+            how = tables.how(of, source, record[f"{of.groups()[0][0]}evaluated_on_run"])
+            yield Line("run", [how], [text or NOT_PRINTED for text in cells["run"]], names)
+            yield Line("difference", ["difference"], list(map(tables.signed, cells["difference"])), [])
+
+
+def notes(of: Table, records: list[dict[str, str]]) -> list[str]:
+    """What is to be said below a table: of the paper's numbers, then of this run's."""
+    ours = {record[f"{prefix}notes"] for record in records for prefix, _ in of.groups()}
+    return [*of.notes, *sorted(ours - {""})]
+
+
+def curve(experiment: str, root: Path) -> tuple[list[float], list[float], list[float]]:
+    """Steps, losses and learning rates of a training, from curves/<experiment>.csv."""
+    file = Path("curves", f"{experiment}.csv")
+    try:
+        with (root / file).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        columns = tuple([float(row[column]) for row in rows] for column in ("step", "loss", "lr"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; `train {experiment}` makes it") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: expected the columns step, loss, lr with numbers ({error})") from None
+    if not rows:
+        raise UserError(f"{file}: no step in it; `train {experiment}` writes one line a step")
+    return columns[0], columns[1], columns[2]
+
+
+def shares(split: Split) -> list[float]:
+    """Of the labelled pixels of a split, the share of each class."""
+    counts = np.zeros(256, np.int64)
+    for sample in split:
+        if sample.label is not None:
+            counts += np.bincount(sample.label.ravel(), minlength=256)
+    counts[IGNORE_INDEX] = 0
+    return [float(count) / max(int(counts.sum()), 1) for count in counts[: len(split.schema.classes)]]
+
+
+def contents(label: Array, classes: tuple[str, ...]) -> str:
+    """What a label map shows, in words: its five largest classes."""
+    counts = np.bincount(label.ravel(), minlength=256)[: len(classes)]
+    largest = [classes[i] for i in np.argsort(-counts, kind="stable")[:5] if counts[i]]
+    return ", ".join(largest) or "nothing labelled"
+
+
+def predictions(experiment: str, level: Level, root: Path) -> list[dict[str, Any]]:
+    """The first pictures of predictions/<experiment>/, each cut into image, truth and prediction."""
+    folder = Path("predictions", experiment)
+    files = sorted((root / folder).glob("*.png"))
+    if not files:
+        raise UserError(f"{folder}: no pictures; `evaluate {experiment}` makes them")
+    result = []
+    for file in files[: level.predictions]:
+        with Image.open(file) as picture:
+            whole = np.asarray(picture.convert("RGB"))
+        width, rest = divmod(whole.shape[1] - 2 * GAP, 3)
+        if rest or width < 1:
+            raise UserError(f"{folder / file.name}: {whole.shape[1]} pixels wide, expected three pictures {GAP} apart")
+        image, truth, prediction = (whole[:, i * (width + GAP) :][:, :width] for i in range(3))
+        parts = [
+            pictures.photo(image, f"Image {file.stem}", level.width, level.quality),
+            pictures.flat(truth, f"Truth of {file.stem}", level.width),
+            pictures.flat(prediction, f"Prediction of {experiment} for {file.stem}", level.width),
+        ]
+        result.append({"name": file.stem, "parts": parts})
+    return result
+
+
+def chapter(of: Table, runs: Mapping[str, Scores], share: list[float], level: Level, root: Path) -> dict[str, Any]:
+    """A data set's chapter. `of`: its own table, whose last row of ours is the experiment that the pictures show."""
+    splits = {part: Split(root / "data" / of.name / f"{part}.arrow") for part in ("train", "val")}
+    train, classes, palette = splits["train"], splits["train"].schema.classes, splits["train"].schema.palette
+    samples = []
+    for sample in (train[index] for index in range(min(level.samples, len(train)))):
+        if sample.label is not None:
+            alt = f"Label of {sample.name}: {contents(sample.label, classes)}"
+            label = pictures.label_map(sample.label, palette, alt, level.width)
+            samples.append((pictures.photo(sample.image, f"Image {sample.name}", level.width, level.quality), label))
+    trainings = {name: curve(name, root) for name, run in runs.items() if run.dataset == of.name}
+    chart = {name: (steps, losses) for name, (steps, losses, _) in trainings.items()}
+    source = next(row.sources[0] for row in reversed(of.rows) if row.sources)
+    iou = runs[source.experiment].protocols[source.protocol].iou
+    return {
+        "name": of.name,
+        "title": datasets.load(of.name).TITLE,
+        "sizes": {part: len(split) for part, split in splits.items()},
+        "samples": samples,
+        "classes": [
+            (name, "#{:02x}{:02x}{:02x}".format(*colour), 100 * part, tables.percent(iou.get(name)) or NOT_PRINTED)
+            for name, colour, part in zip(classes, palette, share, strict=True)
+        ],
+        "shown": f"{source.experiment}, {PROTOCOLS[source.protocol]}",
+        "predictions": predictions(source.experiment, level, root),
+        "curves": pictures.curves(chart, f"Training loss against step of {', '.join(trainings)}"),
+        "trainings": [
+            {
+                "name": name,
+                "steps": round(steps[-1]),
+                "lr": " to ".join(dict.fromkeys(f"{rate:.2g}".replace("e-0", "e-") for rate in (rates[0], rates[-1]))),
+                "loss": f"{np.mean(losses[-max(1, len(losses) // 10) :]):.3f}",
+            }
+            for name, (steps, losses, rates) in trainings.items()
+        ],
+    }
+
+
+def chain(run: Scores, data: str, root: Path) -> dict[str, Any]:
+    """What the numbers of an experiment were made from; `data` is the md5 of its prepared data set."""
+    rows = [
+        (of, ", ".join(row.labels))
+        for of in published().values()
+        for row in of.rows
+        if any(source.experiment == run.experiment for source in row.sources)
+    ]
+    made = [Path("metrics", f"{run.experiment}.json"), Path("models", f"{run.experiment}.safetensors")]
+    return {
+        "run": run,
+        "rows": rows,
+        "protocols": [(PROTOCOLS[name], run.protocols[name]) for name in PROTOCOLS if name in run.protocols],
+        "files": [(path.as_posix(), dvc_md5(root / path)) for path in made] + [(f"data/{run.dataset}", data)],
+    }
+
+
+@dataclass(frozen=True)
+class Number:
+    """A mean IoU of the paper and this run's, in percent. `comparable`: the paper's profile, on the paper's images."""
+
+    experiment: str
+    protocol: str
+    paper: float
+    run: float
+    comparable: bool
+
+    @property
+    def close(self) -> bool:
+        """Within CLOSE points, as printed: both have one decimal."""
+        return round(abs(self.run - self.paper), 1) <= CLOSE
+
+
+def numbers(printed: Mapping[str, list[dict[str, str]]]) -> list[Number]:
+    """Each mean IoU of the tables' rows of ours once, though it may stand in several; data set by data set."""
+    found = {}
+    for of in published().values():
+        for prefix, columns in of.groups():
+            score = slug(of.scores[columns[-1]].column)  # where the paper prints several, the last is the mean IoU
+            for record in printed[of.name]:
+                if experiment := record[f"{prefix}experiment"]:
+                    protocol, profile = record[f"{prefix}protocol"], record[f"{prefix}profile"]
+                    paper, run = float(record[f"{score}_paper"]), float(record[f"{score}_run"])
+                    found[experiment, protocol] = Number(
+                        experiment, protocol, paper, run, of.same_images and profile == "paper"
+                    )
+    order = [of.name for of in published().values()]
+    return sorted(found.values(), key=lambda number: order.index(number.experiment.partition("-")[0]))
+
+
+def context(root: Path) -> dict[str, Any]:
+    """What the page says, its chapters on the data sets aside."""
+    every = published().values()
+    printed = {of.name: tables.read(of, root) for of in every}
+    runs = {name: scores.load(name, root) for of in every for name in of.experiments()}
+    folders = {run.dataset: root / "data" / run.dataset for run in runs.values()}
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            raise UserError(f"data/{name}: no such folder; `prepare {name}` makes it")
+    md5 = {name: dvc_md5(folder) for name, folder in folders.items()}
+    found = numbers(printed)
+    profiles = sorted({run.profile for run in runs.values()})
+    beside = {f"{number.experiment}, {number.protocol}": (number.paper, number.run) for number in found}
+    return {
+        "caveats": [warning for profile in profiles if (warning := caveat(profile))],
+        "profiles": profiles,
+        "tables": [(of, list(table_lines(of, printed[of.name])), notes(of, printed[of.name])) for of in every],
+        "printed": sum(map(len, printed.values())),
+        "numbers": found,
+        "beside": pictures.beside(beside, f"{len(found)} mean IoU of the paper beside this run's, as in the tables"),
+        "experiments": [chain(runs[name], md5[runs[name].dataset], root) for name in sorted(runs)],
+        "runs": runs,
+        "colours": SERIES,
+    }
+
+
+def page(root: Path = Path()) -> str:
+    """The report of the results under `root`, as HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("report.html.j2")
+    values = context(root)
+    own = [of for of in published().values() if of.name in datasets.NAMES]
+    share = {of.name: shares(Split(root / "data" / of.name / "train.arrow")) for of in own}
+    for level in LEVELS:
+        chapters = [chapter(of, values["runs"], share[of.name], level, root) for of in own]
+        html = template.render(**values, chapters=chapters)
+        if len(html.encode()) <= LIMIT:
+            break
+    return html
+
+
+def report(root: Path = Path()) -> None:
+    """Write `root`/results/report.html."""
+    html = page(root)
+    with whole_file(root / REPORT) as part:
+        part.write_text(html, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0]).parse_args()
+    sys.exit(stage.report(report))

@@ -1,0 +1,109 @@
+"""A run's results with made-up numbers, in the formats that the stages write, to test the tables and the report on."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline import datasets, tabulate
+from pipeline.published import published
+from refinenet.data import Array, Schema, write_split
+
+VOC = [
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+]
+COUNTS = {"voc": 21, "context": 60, "person": 7, "nyud": 40, "sunrgbd": 37, "cityscapes": 19, "ade20k": 150}
+
+
+def classes(dataset: str) -> list[str]:
+    """Class names of a data set; only VOC's are real."""
+    return VOC if dataset == "voc" else [f"class {i}" for i in range(COUNTS[dataset])]
+
+
+def all_experiments() -> list[str]:
+    return sorted({name for table in published().values() for name in table.experiments()})
+
+
+def scores(experiment: str, profile: str = "mini") -> dict[str, Any]:
+    """Metrics as `evaluate` writes them, the same for the same experiment."""
+    draw = random.Random(experiment)
+    dataset = experiment.partition("-")[0]
+
+    def protocol(scales: list[float]) -> dict[str, Any]:
+        return {
+            "scales": scales,
+            "flip": False,
+            "pixel_accuracy": draw.uniform(0.7, 0.9),
+            "mean_accuracy": draw.uniform(0.5, 0.7),
+            "mean_iou": draw.uniform(0.3, 0.8),
+            "iou": {name: draw.uniform(0, 1) for name in classes(dataset)},
+        }
+
+    return {
+        "experiment": experiment,
+        "dataset": dataset,
+        "split": "val",
+        "profile": profile,
+        "images": 12,
+        "seed": 0,
+        "most_frequent": {"class": classes(dataset)[0], "mean_iou": 0.03, "pixel_accuracy": 0.6},
+        "protocols": {"single": protocol([0.8]), "multi": protocol([0.6, 0.8, 1.0])},
+    }
+
+
+def write_metrics(root: Path, experiments: list[str], profile: str = "mini") -> None:
+    (root / "metrics").mkdir(parents=True, exist_ok=True)
+    for experiment in experiments:
+        text = json.dumps(scores(experiment, profile), sort_keys=True, indent=1)
+        (root / "metrics" / f"{experiment}.json").write_text(text)
+
+
+def scene(draw: np.random.Generator, count: int, height: int, width: int) -> tuple[Array, Array]:
+    """Overlapping ellipses of random classes with a void border: image H x W x 3, label H x W."""
+    y, x = np.mgrid[:height, :width]
+    label = np.full((height, width), draw.integers(count), np.uint8)
+    for _ in range(6):
+        cy, cx, ry, rx = draw.uniform(0, height), draw.uniform(0, width), *draw.uniform(0.1, 0.4, 2) * (height, width)
+        distance = ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2
+        label[distance < 1.1] = 255
+        label[distance < 1] = draw.integers(count)
+    colours = draw.integers(30, 226, (256, 3))
+    image = colours[label] + draw.normal(0, 12, (height, width, 1)) + 20 * np.sin(x / 5 + y / 7)[..., None]
+    return image.clip(0, 255).astype(np.uint8), label
+
+
+def write_run(root: Path, profile: str = "mini", train: int = 4, size: tuple[int, int] = (48, 64)) -> None:
+    """All that the report reads: metrics, tables, splits, weights, curves and predictions, made up."""
+    write_metrics(root, all_experiments(), profile)
+    for name in published():
+        tabulate.tabulate(name, root)
+    for index, (name, count) in enumerate(COUNTS.items()):
+        draw = np.random.default_rng(index)
+        schema = Schema(name, "train", tuple(classes(name)), datasets.colour_map(count, start=1))
+        for split, images in (("train", train), ("val", 2)):
+            (root / "data" / name).mkdir(parents=True, exist_ok=True)
+            with write_split(root / "data" / name / f"{split}.arrow", schema) as writer:
+                for i in range(images):
+                    writer.add(f"{name}_{i:04}", *scene(draw, count, *size))
+    table = np.vstack([np.array(datasets.colour_map(150, start=1)), np.full((106, 3), 224)]).astype(np.uint8)
+    for index, experiment in enumerate(all_experiments()):
+        draw = np.random.default_rng(index)
+        count = COUNTS[experiment.partition("-")[0]]
+        (root / "models").mkdir(exist_ok=True)
+        (root / "models" / f"{experiment}.safetensors").write_bytes(draw.bytes(100))
+        (root / "curves").mkdir(exist_ok=True)
+        losses = 0.3 + np.log(count) * np.exp(-np.arange(200) / 40) + draw.normal(0, 0.08, 200)
+        lines = [f"{step},{loss:.4f},{5e-4 if step < 150 else 5e-5}" for step, loss in enumerate(losses, start=1)]
+        (root / "curves" / f"{experiment}.csv").write_text("\n".join(["step,loss,lr", *lines]) + "\n")
+        (root / "predictions" / experiment).mkdir(parents=True, exist_ok=True)
+        for i in range(3):
+            image, label = scene(draw, count, *size)
+            gap = np.full((size[0], 4, 3), 255, np.uint8)
+            parts = [image, gap, table[label], gap, table[np.roll(label, 3, axis=1)]]
+            Image.fromarray(np.hstack(parts)).save(root / "predictions" / experiment / f"picture_{i}.png")

@@ -1,0 +1,254 @@
+"""The report on made-up results: complete, self-contained, readable, the same bytes every time."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_run import COUNTS, all_experiments, scene, write_metrics, write_run
+
+from pipeline import datasets, pictures, report, tables, tabulate
+from pipeline.files import dvc_md5
+from pipeline.published import published, slug
+from refinenet.data import Schema, Split, write_split
+from refinenet.files import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+VOID_ELEMENTS = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """What a page holds: elements with their attributes, and text. Every element must be closed where it should be."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.text += " " if tag in ("th", "td") else ""
+        if tag not in VOID_ELEMENTS:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    write_run(root)
+    report.report(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return Page((run / "results" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_asks_for_nothing_from_outside(run: Path, page: Page) -> None:
+    html = (run / "results" / "report.html").read_text(encoding="utf-8")
+    assert not page.all("script")
+    assert not page.all("link")
+    assert not re.search(r"url\((?!%23)|@import|<base", html)
+    for _, attributes in page.elements:
+        for name in ("src", "srcset", "href", "poster", "data", "action"):
+            assert (attributes.get(name) or "#").startswith(("data:image/", "#")), attributes
+    policy = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_says_nothing_of_this_machine_or_hour(run: Path) -> None:
+    html = (run / "results" / "report.html").read_text(encoding="utf-8")
+    assert str(run) not in html
+    assert str(Path.home()) not in html or str(Path.home()) == "/"
+    assert not re.search(r"\b20[2-9]\d-\d\d-\d\d|dc:date|T\d\d:\d\d:\d\d", html)
+
+
+def test_same_bytes_in_another_folder_and_process(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "again")
+    (tmp_path / "again" / "results" / "report.html").unlink()
+    command = [sys.executable, "-m", "pipeline.report"]
+    subprocess.run(command, check=True, cwd=tmp_path / "again", env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"})
+    again = (tmp_path / "again" / "results" / "report.html").read_bytes()
+    assert again == (run / "results" / "report.html").read_bytes()
+
+
+def test_every_cell_of_the_nine_tables(run: Path, page: Page) -> None:
+    """A printed row is followed by its values, a row of ours by this run's values and the differences as well."""
+    words = " ".join(page.text.split())
+    for of in published().values():
+        assert f"Table {of.number}. {of.title}" in words
+        for row, record in zip(of.rows, tables.read(of, run), strict=True):
+            assert f"{' '.join(row.labels)} {' '.join(row.values)}" in words
+            if row.sources:
+                ours = " ".join(record[f"{slug(score.column)}_run"] for score in of.scores)
+                points = " ".join(tables.signed(record[f"{slug(score.column)}_difference"]) for score in of.scores)
+                assert f"{ours} difference {points}" in words
+
+
+def test_a_mini_run_says_so_on_the_page_and_at_every_table(page: Page) -> None:
+    assert page.text.count("mini: drawn scenes; shows that the pipeline works") == 1 + 9
+    assert "not counted, as the profile is mini" in page.text
+
+
+def test_each_number_leads_to_its_md5s(run: Path, page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {(attributes["href"] or "")[1:] for attributes in page.all("a")}
+    assert links <= set(ids)
+    assert set(all_experiments()) <= links
+    for experiment in all_experiments():
+        for file in (f"metrics/{experiment}.json", f"models/{experiment}.safetensors"):
+            assert f"{file}{dvc_md5(run / file)}" in page.text
+    for name in COUNTS:
+        assert f"data/{name}{dvc_md5(run / 'data' / name)}" in page.text
+
+
+def test_pictures_have_alt_texts_and_labels_keep_their_colours(run: Path, page: Page) -> None:
+    images = page.all("img")
+    # 4 images and labels, 3 times image | truth | prediction, 1 chart a data set; the chart of the summary
+    assert len(images) == 7 * (2 * 4 + 3 * 3 + 1) + 1
+    assert all(image["alt"] and image["width"] and image["height"] for image in images)
+    assert any(image["alt"] == "Prediction of voc-res152 for picture_0" for image in images)
+    split = Split(run / "data" / "voc" / "train.arrow")
+    label = split[0].label
+    assert label is not None
+    named = [image for image in images if (image["alt"] or "").startswith("Label of voc_0000: ")]
+    assert len(named) == 1
+    biggest = split.schema.classes[int(np.argmax(np.bincount(label[label < 255])))]
+    assert (named[0]["alt"] or "").startswith(f"Label of voc_0000: {biggest}, ")
+    shown = decode(named[0]["src"])
+    assert np.array_equal(shown[label < 255], np.array(split.schema.palette)[label[label < 255]])
+
+
+def decode(uri: str | None) -> np.ndarray[Any, Any]:
+    import io
+    from base64 import b64decode
+
+    from PIL import Image
+
+    assert uri is not None
+    return np.asarray(Image.open(io.BytesIO(b64decode(uri.partition(",")[2]))).convert("RGB"))
+
+
+def test_class_shares_are_of_labelled_pixels(run: Path) -> None:
+    split = Split(run / "data" / "nyud" / "train.arrow")
+    labels = np.concatenate([sample.label.ravel() for sample in split if sample.label is not None])
+    labelled = labels[labels != 255]
+    assert report.shares(split) == pytest.approx([np.mean(labelled == index) for index in range(40)])
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2's relative luminance of #rrggbb."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_is_aa_in_light_and_dark(run: Path) -> None:
+    """Text 4.5:1 on every surface it stands on, lines of charts 3:1 (WCAG 2.2, 1.4.3 and 1.4.11)."""
+    html = (run / "results" / "report.html").read_text(encoding="utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", html, re.DOTALL)[:2]
+    for side, block in enumerate(blocks):
+        colours = dict(re.findall(r"--(\w[\w-]*): (#[0-9a-f]{6});", block))
+        for surface in ("page", "card", "ours"):
+            for text in ("ink", "quiet", "link"):
+                assert contrast(colours[text], colours[surface]) >= 4.5, (side, text, surface)
+        assert contrast(colours["warn"], colours["warn-page"]) >= 4.5
+        for role in ("ink", "quiet"):
+            assert contrast(pictures.ROLES[role][side], colours["page"]) >= 4.5
+        for pair in pictures.SERIES:
+            assert contrast(pair[side], colours["page"]) >= 3
+
+
+def test_names_from_data_are_escaped(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    schema = Schema("person", "train", ("<script>x</script>", *"abcdef"), datasets.colour_map(7))
+    with write_split(tmp_path / "run" / "data" / "person" / "train.arrow", schema) as writer:
+        writer.add('"><b>', *scene(np.random.default_rng(0), 7, 48, 64))
+    html = report.page(tmp_path / "run")
+    assert "<script" not in html
+    assert "<b>" not in re.sub(r"<b>[^<]*</b>", "", html)
+    assert "&lt;script&gt;x&lt;/script&gt;" in html
+
+
+def test_large_pictures_still_fit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pictures at full size would be too much for a file in git, fewer and smaller ones are shown."""
+    full = len(report.page(run).encode())
+    assert full < report.LIMIT
+    monkeypatch.setattr(report, "LIMIT", full - 1)
+    assert len(report.page(run).encode()) < full
+
+
+def test_paper_profile_counts_what_is_close(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    write_metrics(tmp_path / "run", all_experiments(), "paper")
+    for name in published():
+        tabulate.tabulate(name, tmp_path / "run")
+    text = report.page(tmp_path / "run")
+    assert "drawn scenes" not in text
+    found = report.numbers({of.name: tables.read(of, tmp_path / "run") for of in published().values()})
+    comparable = [number for number in found if not number.experiment.startswith(("voc", "cityscapes"))]
+    assert [number for number in found if number.comparable] == comparable
+    close = sum(abs(number.paper - number.run) < 1.05 for number in comparable)
+    assert f"<b>{close} of {len(comparable)}</b> within 1 point" in text
+    assert (len(found), len(comparable)) == (24, 21)
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("results/voc_table.csv", "results/voc_table.csv: no such file; stage table-voc makes it"),
+        ("metrics/nyud-res50.json", "metrics/nyud-res50.json: no such file; `evaluate nyud-res50` makes it"),
+        ("curves/person-res50.csv", "curves/person-res50.csv: no such file; `train person-res50` makes it"),
+        ("predictions/ade20k-res152", "predictions/ade20k-res152: no pictures; `evaluate ade20k-res152` makes them"),
+        ("models/voc-res101.safetensors", "models/voc-res101.safetensors: "),
+        ("data/context", "data/context: no such folder; `prepare context` makes it"),
+    ],
+)
+def test_a_missing_input_is_named(gone: str, message: str, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    victim = tmp_path / "run" / gone
+    (tmp_path / "run" / "results" / "report.html").unlink()
+    if victim.is_dir():
+        shutil.rmtree(victim)
+    else:
+        victim.unlink()
+    with pytest.raises(UserError) as error:
+        report.report(tmp_path / "run")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "results" / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["", "step,loss,lr\n", "step,loss\n1,2\n", "step,loss,lr\n1,x,3\n"])
+def test_a_malformed_curve_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "curves").mkdir()
+    (tmp_path / "curves" / "voc-res101.csv").write_text(text)
+    with pytest.raises(UserError, match=r"^curves/voc-res101\.csv: "):
+        report.curve("voc-res101", tmp_path)

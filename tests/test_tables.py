@@ -1,0 +1,355 @@
+"""The nine tables: the paper's numbers against each other and against typed samples, every cell against the metrics."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import time
+from decimal import ROUND_HALF_EVEN, Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fake_run import all_experiments, scores, write_metrics
+
+from pipeline import tabulate
+from pipeline.published import PUBLISHED, published
+from refinenet.files import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+PRINTED = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+TABLES = ["person", "ablation", "nyud", "voc", "cityscapes", "context", "sunrgbd", "ade20k", "variants"]
+
+
+def find(table: str, *labels: str) -> tuple[str, ...]:
+    rows = [row.values for row in published()[table].rows if row.labels[: len(labels)] == labels]
+    assert len(rows) == 1
+    return rows[0]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    write_metrics(root, all_experiments())
+    for name in TABLES:
+        tabulate.tabulate(name, root)
+    return root
+
+
+def read(root: Path, name: str) -> list[dict[str, str]]:
+    with (root / "results" / f"{name}_table.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+# What the paper prints ------------------------------------------------------------------------------------------------
+
+
+def test_nine_tables_in_the_papers_order_with_all_rows() -> None:
+    assert list(published()) == TABLES
+    assert [table.number for table in published().values()] == list(range(1, 10))
+    assert [len(table.rows) for table in published().values()] == [7, 6, 5, 11, 8, 9, 6, 7, 4]
+
+
+def test_the_twenty_experiments() -> None:
+    nyud = ["50", "50-nopool", "50-single", "50-two", "50-twoscale", "101", "152"]
+    person = ["50", "50-nopool", "101", "152"]
+    both = [f"{name}-res{depth}" for name in ("voc", "context", "sunrgbd", "ade20k") for depth in (101, 152)]
+    expected = [f"nyud-res{kind}" for kind in nyud] + [f"person-res{kind}" for kind in person] + both
+    assert all_experiments() == sorted([*expected, "cityscapes-res101"])
+
+
+@pytest.mark.parametrize(
+    ("table", "labels", "values"),
+    [
+        ("person", ("Graph-LSTM",), "60.2"),
+        ("person", ("RefineNet-Res101",), "68.6"),
+        ("ablation", ("ResNet-50", "no", "no"), "40.4 64.1"),
+        ("ablation", ("ResNet-101", "yes", "no"), "43.6 67.6"),
+        ("nyud", ("Gupta et al.", "RGB-D"), "60.3 – 28.6"),
+        ("nyud", ("RefineNet-Res152", "RGB"), "73.6 58.9 46.5"),
+        ("cityscapes", ("LRR-4x",), "71.8"),
+        ("cityscapes", ("RefineNet-Res101",), "73.6"),
+        ("context", ("DeepLab-v2 (Res101)", "COCO (~100K)"), "45.7"),
+        ("context", ("RefineNet-Res152",), "47.3"),
+        ("sunrgbd", ("Ren et al.", "RGB-D"), "– 36.3 –"),
+        ("sunrgbd", ("RefineNet-Res101", "RGB"), "80.4 57.8 45.7"),
+        ("ade20k", ("Cascaded-DilatedNet",), "34.9"),
+        ("ade20k", ("RefineNet-Res101",), "40.2"),
+        ("variants", ("2-cascaded RefineNet", "ResNet-50", "no"), "40.9"),
+        ("variants", ("4-cascaded 2-scale RefineNet",), "43.1"),
+    ],
+)
+def test_typed_sample(table: str, labels: tuple[str, ...], values: str) -> None:
+    assert find(table, *labels) == tuple(values.split())
+
+
+def test_sums_of_the_printed_numbers() -> None:
+    """No single digit can change unseen: the sum of each table, and of each row of Table 4."""
+    sums = {
+        name: sum(Decimal(value) for row in table.rows for value in row.values if value != "–")
+        for name, table in published().items()
+    }
+    assert [str(value) for value in sums.values()] == (
+        ["428.4", "663.4", "709.0", "17406.7", "549.7", "352.8", "737.1", "226.6", "166.8"]
+    )
+    assert [str(sum(map(Decimal, row.values))) for row in published()["voc"].rows] == (
+        ["1277.2", "1501.0", "1550.3", "1559.6", "1610.5", "1621.9", "1505.8", "1657.8", "1668.1", "1715.8", "1738.7"]
+    )
+
+
+def test_tables_agree_with_each_other() -> None:
+    assert find("person", "RefineNet-Res101")[0] == find("ablation", "ResNet-101", "yes", "yes")[1] == "68.6"
+    assert find("nyud", "RefineNet-Res152")[-1] == find("ablation", "ResNet-152", "yes", "yes")[0] == "46.5"
+    assert find("variants", "4-cascaded RefineNet")[0] == find("ablation", "ResNet-50", "yes", "no")[0] == "42.5"
+
+
+def test_voc_means_imply_a_background_between_90_and_100() -> None:
+    """The mean is over 21 classes, the paper prints 20 of them: what is left over is the background's IoU."""
+    for row in published()["voc"].rows:
+        *classes, mean = map(float, row.values)
+        assert len(classes) == 20
+        assert 90 < 21 * mean - sum(classes) < 100, row.labels
+
+
+def test_same_number_same_experiment() -> None:
+    """Two rows that name the same experiment and protocol print the same number."""
+    seen: dict[tuple[str, str], str] = {}
+    for table in published().values():
+        for row in table.rows:
+            for source, score, value in zip(row.sources, table.scores, row.values, strict=False):
+                if score.metric == "mean_iou":
+                    assert seen.setdefault((source.experiment, source.protocol), value) == value
+
+
+def test_our_rows_name_their_network() -> None:
+    for table in published().values():
+        for row in table.rows:
+            depth = re.search(r"Res(?:Net-)?(\d+)", " ".join(row.labels))
+            ours = "RefineNet" in row.labels[0] or table.name == "ablation"
+            assert bool(row.sources) == ours, row
+            if ours:
+                assert depth is not None
+                assert all(re.search(rf"-res{depth[1]}(-|$)", source.experiment) for source in row.sources)
+                averaged = dict(zip(table.labels, row.labels, strict=True)).get("Msc Eva", "yes")
+                assert {source.protocol for source in row.sources} == {"multi" if averaged == "yes" else "single"}
+
+
+# What a table shows ---------------------------------------------------------------------------------------------------
+
+
+def expected(value: float) -> Decimal:
+    """A fraction in percent to one decimal, by another road than the code's."""
+    return Decimal(100 * value).quantize(Decimal("0.1"), ROUND_HALF_EVEN)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_cell_from_metrics_and_published(name: str, results: Path) -> None:
+    """Recomputed from the two files alone: csv and Markdown hold these cells and no others."""
+    table = PRINTED[name]
+    first, scored = len(table["labels"]), len(table["scores"])
+    metrics = list(table["scores"].values())
+    headings = [re.sub("[^a-z0-9]+", "_", column.lower()).strip("_") for column in table["scores"]]
+    lines = [line for line in (results / "results" / f"{name}_table.md").read_text().splitlines() if line[:1] == "|"]
+    cells = iter([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
+    rows = read(results, name)
+    assert len(rows) == len(table["rows"])
+    for number, (row, got) in enumerate(zip(table["rows"], rows, strict=True), start=1):
+        assert (got["table"], got["row"]) == (str(table["number"]), str(number))
+        assert [got[key] for key in list(got)[2 : 2 + first]] == row[:first]
+        paper = ["–" if value == "–" else f"{value:.1f}" for value in row[first : first + scored]]
+        assert [got[f"{heading}_paper"] or "–" for heading in headings] == paper
+        shown = next(cells)
+        assert [cell.strip("*") for cell in shown] == row[:first] + paper
+        sources = [source.split() for source in row[first + scored :]]
+        if not sources:
+            assert not any(got[key] for key in got if re.search("_(run|difference)$|experiment$|profile$|images$", key))
+            continue
+        run, differences = [], []
+        for i, (experiment, protocol) in enumerate(sources * (scored // len(sources))):
+            scored_run = json.loads((results / "metrics" / f"{experiment}.json").read_text())
+            value: Any = scored_run["protocols"][protocol]
+            for key in metrics[i].split(" ", 1):
+                value = value[key]
+            run.append(str(expected(value)))
+            differences.append(expected(value) - Decimal(paper[i]))
+            prefix = f"{headings[i]}_" if len(sources) > 1 else ""
+            assert got[f"{prefix}experiment"] == experiment
+            assert got[f"{prefix}protocol"] == protocol
+            assert got[f"{prefix}images"] == "12"
+            assert got[f"{prefix}evaluated_on_run"] == "val"
+            assert got[f"{prefix}profile"].startswith("mini: drawn scenes; ")
+            assert ("test server" in got[f"{prefix}notes"]) == (name in ("voc", "cityscapes"))
+        assert [got[f"{heading}_run"] for heading in headings] == run
+        assert [Decimal(got[f"{heading}_difference"]) for heading in headings] == differences
+        ours, points = next(cells), next(cells)
+        assert ours[first:] == run
+        assert all(experiment in ours[0] for experiment, _ in sources)
+        assert ("val instead of test server" in ours[0]) == (name in ("voc", "cityscapes"))
+        assert points[0] == "difference"
+        assert [Decimal(cell.replace("−", "-")) for cell in points[first:]] == differences
+    assert next(cells, None) is None
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_mini_run_says_so_and_a_paper_run_does_not(name: str, results: Path, tmp_path: Path) -> None:
+    says = "mini: drawn scenes; shows that the pipeline works, says nothing about RefineNet's accuracy"
+    assert (results / "results" / f"{name}_table.md").read_text().splitlines()[2] == f"> **{says}**"
+    write_metrics(tmp_path, tabulate.experiments(name), "paper")
+    tabulate.tabulate(name, tmp_path)
+    assert "> " not in (tmp_path / "results" / f"{name}_table.md").read_text()
+    profiles = {row[key] for row in read(tmp_path, name) for key in row if key.endswith("profile")}
+    assert profiles <= {"paper", ""}
+
+
+def test_a_class_that_does_not_occur(tmp_path: Path) -> None:
+    write_metrics(tmp_path, ["voc-res101", "voc-res152"])
+    without = scores("voc-res101")
+    for protocol in without["protocols"].values():
+        protocol["iou"]["boat"] = None
+    (tmp_path / "metrics" / "voc-res101.json").write_text(json.dumps(without))
+    tabulate.tabulate("voc", tmp_path)
+    row = read(tmp_path, "voc")[-2]
+    assert (row["boat_run"], row["boat_difference"]) == ("", "")
+    assert "20 of 21 classes occur" in row["notes"]
+    assert "20 of 21 classes occur" in (tmp_path / "results" / "voc_table.md").read_text()
+
+
+def test_same_bytes_every_time(results: Path, tmp_path: Path) -> None:
+    write_metrics(tmp_path, all_experiments())
+    for name in TABLES:
+        tabulate.tabulate(name, tmp_path)
+    made = sorted((results / "results").iterdir())
+    assert len(made) == 18
+    assert [file.read_bytes() for file in made] == [(tmp_path / "results" / file.name).read_bytes() for file in made]
+
+
+# What a user can get wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda metrics: None, "metrics/cityscapes-res101.json: no such file; `evaluate cityscapes-res101` makes it"),
+        (lambda metrics: "{", "not the metrics of cityscapes-res101"),
+        (lambda metrics: "[]", "not the metrics of cityscapes-res101"),
+        (lambda metrics: metrics | {"experiment": "voc-res101"}, "it is of experiment 'voc-res101'"),
+        (lambda metrics: {key: metrics[key] for key in metrics if key != "profile"}, "has no 'profile'"),
+        (lambda metrics: metrics | {"protocols": {"single": metrics["protocols"]["single"]}}, "no protocol 'multi'"),
+        (
+            lambda metrics: metrics | {"protocols": {"multi": metrics["protocols"]["multi"] | {"mean_iou": 43.0}}},
+            "43.0 is not a fraction",
+        ),
+        (
+            lambda metrics: (
+                metrics | {"protocols": {"multi": metrics["protocols"]["multi"] | {"mean_iou": float("nan")}}}
+            ),
+            "nan is not a fraction",
+        ),
+    ],
+)
+def test_one_line_for_bad_metrics_and_no_table(change: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics").mkdir()
+    changed = change(scores("cityscapes-res101"))
+    if changed is not None:
+        text = changed if isinstance(changed, str) else json.dumps(changed)
+        (tmp_path / "metrics" / "cityscapes-res101.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        tabulate.tabulate("cityscapes", tmp_path)
+    assert message in str(error.value)
+    assert str(error.value).startswith("metrics/cityscapes-res101.json: ")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_class_is_named(tmp_path: Path) -> None:
+    write_metrics(tmp_path, ["voc-res101", "voc-res152"])
+    renamed = json.loads((tmp_path / "metrics" / "voc-res152.json").read_text())
+    renamed["protocols"]["multi"]["iou"]["tv"] = renamed["protocols"]["multi"]["iou"].pop("tvmonitor")
+    (tmp_path / "metrics" / "voc-res152.json").write_text(json.dumps(renamed))
+    with pytest.raises(UserError, match=r"voc-res152\.json: no IoU of class 'tvmonitor'"):
+        tabulate.tabulate("voc", tmp_path)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    """One line on an unknown table; no torch; quick."""
+    command = [sys.executable, "-m", "pipeline.tabulate", "vco"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: no table 'vco'; the tables are person, ablation, ")
+    assert ran.stderr.count("\n") == 1
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        listed = "import sys, pipeline.tabulate as t; t.published(); print(*sys.modules)"
+        ran = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True, cwd=ROOT)
+        took.append(time.perf_counter() - start)
+    assert not {"torch", "numpy", "mlflow", "matplotlib"} & set(ran.stdout.split())
+    assert min(took) < 1.0  # 0.15 s on an idle machine; the bound catches an import of torch, not a busy neighbour
+
+
+# README and graph -----------------------------------------------------------------------------------------------------
+
+
+def test_readme_block(results: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "results").symlink_to(results / "results")
+    (root / "README.md").write_text(f"# Name\n\n{tabulate.START}\nold\n{tabulate.END}\n\nThe end.\n")
+    tabulate.update_readme(root)
+    text = (root / "README.md").read_text()
+    assert text == f"# Name\n\n{tabulate.START}\n{tabulate.summary(root)}\n{tabulate.END}\n\nThe end.\n"
+    tabulate.update_readme(root)
+    assert (root / "README.md").read_text() == text
+    assert text.count("mini: drawn scenes") == 1
+    rows = [line for line in text.splitlines() if line.startswith("| [Table")]
+    assert len(rows) == 1 + 12 + 1 + 2 + 1 + 2 + 2 + 2 + 4
+    ours = f"{expected(scores('voc-res152')['protocols']['multi']['mean_iou'])}"
+    assert any(f"| RefineNet-Res152 | 83.4 | {ours} (val instead of test) |" in row for row in rows)
+
+
+@pytest.mark.parametrize("text", ["no marks\n", "<!-- tables:end --> <!-- tables:start -->", None])
+def test_readme_without_a_block(text: str | None, results: Path, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    with pytest.raises(UserError, match=r"README\.md: expected one block"):
+        tabulate.update_readme(tmp_path)
+
+
+def all_tables() -> bool:
+    return all((ROOT / "results" / f"{name}_table.csv").is_file() for name in TABLES)
+
+
+def test_readme_shows_the_tables_in_results() -> None:
+    """The block in this project's README is what its results/*.csv say."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    if tabulate.START not in readme or not all_tables():
+        pytest.skip("README.md has no block of tables, or there are no results/*_table.csv")
+    block = readme.partition(tabulate.START)[2].partition(tabulate.END)[0]
+    assert block.strip() == tabulate.summary(ROOT).strip()
+
+
+def test_tables_in_results_are_those_of_the_metrics(tmp_path: Path) -> None:
+    """The tables in git are what the metrics in git give."""
+    if not all_tables():
+        pytest.skip("not all nine results/*_table.csv are there")
+    (tmp_path / "metrics").symlink_to(ROOT / "metrics")
+    for name in TABLES:
+        tabulate.tabulate(name, tmp_path)
+        for suffix in tabulate.FORMATS:
+            file = f"results/{name}_table.{suffix}"
+            assert (tmp_path / file).read_bytes() == (ROOT / file).read_bytes(), file
+
+
+def test_graph_feeds_each_table_its_experiments() -> None:
+    """Stage table-<name> in dvc.yaml depends on the metrics of exactly the experiments that published.yaml names."""
+    if not (ROOT / "dvc.yaml").is_file():
+        pytest.skip("no dvc.yaml yet")
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for name in TABLES:
+        deps = [str(dep) for dep in stages[f"table-{name}"]["deps"]]
+        metrics = {dep for dep in deps if dep.startswith("metrics/")}
+        assert metrics == {f"metrics/{experiment}.json" for experiment in tabulate.experiments(name)}, name
