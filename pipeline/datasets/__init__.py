@@ -1,0 +1,104 @@
+"""The paper's seven data sets: one module each, from its official archives to (image, label) samples.
+
+A module gives what `Dataset` lists and nothing else, so that the stages need no knowledge of any data set.
+Labels are class indices 0..K-1 in the order of CLASSES; 255 is void (refinenet/data.py).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, cast
+
+from pipeline.members import Archive
+from refinenet.data import RGB, Array
+from refinenet.files import UserError
+
+NAMES = ("voc", "context", "person", "nyud", "sunrgbd", "cityscapes", "ade20k")
+
+
+class Reader(ABC):
+    """Reads one data set from the folder `raw`, which holds its archives under their official names.
+
+    Samples are read one at a time and in any order, so memory stays bounded. Reading raises UserError, naming
+    archive!member, for whatever the archives have wrong. A reader pickles as (class, raw) and reopens its
+    archives where it arrives, so that reading can be spread over processes.
+    """
+
+    def __init__(self, raw: Path) -> None:
+        self.raw = raw
+        self.resources = ExitStack()
+
+    @abstractmethod
+    def names(self, split: str) -> list[str]:
+        """The images of "train" or "val", in the order of the official list."""
+
+    @abstractmethod
+    def read(self, split: str, name: str) -> tuple[Array, Array | None]:
+        """One image (H x W x 3, uint8, RGB) and its label (H x W, uint8: class index, 255 = void)."""
+
+    @abstractmethod
+    def where(self, split: str, name: str) -> str:
+        """Where the label of `name` comes from, as archive!member: what an error about its values names."""
+
+    def archive(self, name: str) -> Archive:
+        """Open the archive `name` until this reader is closed."""
+        return self.resources.enter_context(Archive(self.file(name)))
+
+    def file(self, name: str) -> Path:
+        """The path of the official file `name`; UserError where it is missing."""
+        path = self.raw / name
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; `download` gets it")
+        return path
+
+    def close(self) -> None:
+        self.resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.raw,)
+
+
+class Dataset(Protocol):
+    """What a data set's module has.
+
+    `TITLE`: its name in print. `CLASSES`: their names in the official order. `PALETTE`: a colour for each.
+    `COUNTS`: images of the official release per split, in the order in which `prepare` writes them.
+    """
+
+    TITLE: str
+    CLASSES: tuple[str, ...]
+    PALETTE: tuple[RGB, ...]
+    COUNTS: Mapping[str, int]
+    Reader: Callable[[Path], Reader]
+
+
+def load(name: str) -> Dataset:
+    """The module of the data set `name`; UserError for an unknown one."""
+    if name not in NAMES:
+        raise UserError(f"no data set {name!r}; there are {', '.join(NAMES)}")
+    return cast(Dataset, import_module(f"{__name__}.{name}"))
+
+
+def colour_map(count: int, start: int = 0) -> tuple[RGB, ...]:
+    """Entries `start` to `start + count - 1` of the VOC devkit's colour map (VOClabelcolormap.m).
+
+    The bits of the index are dealt to red, green and blue, highest bit first: neighbours differ strongly.
+    """
+    colours = []
+    for index in range(start, start + count):
+        rgb = [sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
+        colours.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colours)

@@ -1,0 +1,108 @@
+"""SUN RGB-D, 37 classes, colour images only (PAPER.md 4.4).
+
+    SUNRGBD.zip          SUNRGBD/<directory>/image/<file>.jpg
+    SUNRGBDtoolbox.zip   SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat     an image each: rgbpath, rgbname
+                         SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat    HDF5; seglabel: a reference each, W x H, 0 to 37
+                         SUNRGBDtoolbox/Metadata/seg37list.mat       the classes
+                         SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat   alltrain, alltest: directories
+
+Directories are written as on the authors' machine, "/n/fs/sun3d/data/SUNRGBD/kv2/..."; what follows "SUNRGBD/" counts.
+"val" is the test split, which the paper scores. Label 0 is void. An image's name is its 1-based place in SUNRGBDMeta.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import datasets
+from pipeline.datasets import decode
+from refinenet.data import IGNORE_INDEX, Array
+from refinenet.files import UserError
+
+TITLE = "SUN RGB-D"
+CLASSES = (
+    *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf"),
+    *("picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor_mat"),
+    *("clothes", "ceiling", "books", "fridge", "tv", "paper", "towel", "shower_curtain", "box", "whiteboard"),
+    *("person", "night_stand", "toilet", "sink", "lamp", "bathtub", "bag"),
+)
+PALETTE = datasets.colour_map(len(CLASSES), start=1)
+COUNTS = {"train": 5285, "val": 5050}
+
+_SPLITS = {"train": "alltrain", "val": "alltest"}
+_META = "SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat"
+_SEG = "SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat"
+_SEG37 = "SUNRGBDtoolbox/Metadata/seg37list.mat"
+_ALLSPLIT = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
+_TABLE = np.array([IGNORE_INDEX, *range(len(CLASSES))], np.uint8)
+
+
+class Reader(datasets.Reader):
+    def __init__(self, raw: Path) -> None:
+        super().__init__(raw)
+        import h5py
+
+        self._pictures = self.archive("SUNRGBD.zip")
+        self._toolbox = self.archive("SUNRGBDtoolbox.zip")
+        data, where = self._toolbox.named(_SEG37)
+        found = decode.strings(decode.matlab(data, where, "seg37list"), where)
+        decode.check_classes(found, CLASSES, where)
+        self._paths = self._read_paths()
+        scratch = self._toolbox.scratch(_SEG)  # half a gigabyte; compressed in its zip, HDF5 wants to seek in it
+        where = self._toolbox.where(_SEG)
+        try:
+            self._hdf5 = self.resources.enter_context(h5py.File(scratch, "r"))
+            self._references = self._hdf5["SUNRGBD2Dseg"]["seglabel"][()].ravel()
+        except (OSError, KeyError, ValueError, AttributeError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{where}: no HDF5 file with SUNRGBD2Dseg.seglabel ({reason})") from None
+        if len(self._references) != len(self._paths):
+            raise UserError(f"{where}: {len(self._references)} labels, {_META} has {len(self._paths)} images")
+
+    def _read_paths(self) -> list[tuple[str, str]]:
+        """Directory and file name of each image, in the order of SUNRGBDMeta."""
+        where = self._toolbox.where(_META)
+        meta = decode.matlab(self._toolbox.scratch(_META), where, "SUNRGBDMeta").ravel()
+        if meta.dtype.names is None or not {"rgbpath", "rgbname"} <= set(meta.dtype.names) or not meta.size:
+            raise UserError(f"{where}: SUNRGBDMeta is {meta.dtype.names}, expected structs with rgbpath and rgbname")
+        paths = decode.strings(meta["rgbpath"], where)
+        files = decode.strings(meta["rgbname"], where)
+        # rgbpath ends in /image/<rgbname>; the split names what is before that
+        return [(_relative(path).rpartition("/image/")[0], file) for path, file in zip(paths, files, strict=True)]
+
+    def names(self, split: str) -> list[str]:
+        data, where = self._toolbox.named(_ALLSPLIT)
+        wanted = [_relative(path) for path in decode.strings(decode.matlab(data, where, _SPLITS[split]), where)]
+        if not wanted:
+            raise UserError(f"{where}: {_SPLITS[split]} is empty")
+        places = {directory: index for index, (directory, _) in enumerate(self._paths)}
+        missing = next((directory for directory in wanted if directory not in places), None)
+        if missing is not None:
+            raise UserError(f"{where}: {_SPLITS[split]} names {missing}, which SUNRGBDMeta has no image of")
+        if len(set(wanted)) < len(wanted):
+            raise UserError(f"{where}: {_SPLITS[split]} names a directory twice")
+        return [f"{places[directory] + 1:05d}" for directory in wanted]
+
+    def where(self, split: str, name: str) -> str:
+        return f"{self._toolbox.where(_SEG)}[{name}]"
+
+    def read(self, split: str, name: str) -> tuple[Array, Array | None]:
+        index = int(name) - 1
+        directory, file = self._paths[index]
+        image = decode.photo(*self._pictures.named(f"SUNRGBD/{directory}/image/{file}"))
+        return image, decode.relabel(self._label(index, self.where(split, name)).T, _TABLE, self.where(split, name))
+
+    def _label(self, index: int, where: str) -> Any:
+        try:
+            return self._hdf5[self._references[index]][()]
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{where}: cannot be read ({error})".split("\n")[0]) from None
+
+
+def _relative(path: str) -> str:
+    """What follows "SUNRGBD/", without doubled or final slashes."""
+    parts = [part for part in path.split("/") if part]
+    return "/".join(parts[parts.index("SUNRGBD") + 1 :] if "SUNRGBD" in parts else parts)

@@ -1,0 +1,268 @@
+"""The official archives of each data set with a handful of images, as members to change before they are packed."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.io import savemat
+
+from pipeline import datasets
+from pipeline.datasets import ade20k, context, nyud, sunrgbd
+
+Array = npt.NDArray[Any]
+Files = dict[str, Any]  # archive -> {member: bytes}, or the bytes of a plain file
+Truth = dict[str, dict[str, tuple[Array, Array]]]  # split -> name -> image, label
+
+H, W = 24, 40
+
+
+def jpeg(image: Array) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def png(image: Array, palette: bool = False) -> bytes:
+    file = io.BytesIO()
+    picture = Image.fromarray(image)
+    if palette:
+        picture = picture.copy()
+        picture.putpalette(np.array(datasets.colour_map(256), np.uint8).tobytes())
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def mat(**variables: Any) -> bytes:
+    file: Any = io.BytesIO()
+    savemat(file, variables, do_compression=True)
+    content: bytes = file.getvalue()
+    return content
+
+
+def cell(texts: list[str]) -> Array:
+    cells = np.empty((1, len(texts)), object)
+    cells[0, :] = texts
+    return cells
+
+
+def gtcls(label: Array) -> bytes:
+    return mat(GTcls={"Boundaries": np.zeros((20, 1)), "Segmentation": label, "CategoriesPresent": np.unique(label)})
+
+
+def pixels(data: bytes) -> Array:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+class Draw:
+    """Photographs and labels of noise."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+
+    def photo(self) -> bytes:
+        return jpeg(self.random.integers(0, 256, (H, W, 3), np.uint8))
+
+    def label(self, classes: int, void: bool = False) -> Array:
+        label = self.random.integers(0, classes, (H, W)).astype(np.uint8)
+        label[0, 0] = classes - 1
+        if void:
+            label[1] = 255
+        return label
+
+
+def voc() -> tuple[Files, Truth]:
+    """`b` is in both training lists and keeps VOC's label; `c` is VOC's val and in SBD's train: left out of train."""
+    draw, v, s = Draw(), "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"
+    tar: dict[str, bytes] = {
+        f"{v}/ImageSets/Segmentation/train.txt": b"a\nb\n",
+        f"{v}/ImageSets/Segmentation/val.txt": b"c\n",
+    }
+    tgz: dict[str, bytes] = {f"{s}/train.txt": b"b\nd\nc\n", f"{s}/val.txt": b"e\n"}
+    truth: Truth = {"train": {}, "val": {}}
+    for name in "bdce":
+        tgz[f"{s}/img/{name}.jpg"] = draw.photo()
+        label = draw.label(21)
+        tgz[f"{s}/cls/{name}.mat"] = gtcls(label)
+        truth["train"][name] = pixels(tgz[f"{s}/img/{name}.jpg"]), label
+    for name in "abc":
+        tar[f"{v}/JPEGImages/{name}.jpg"] = draw.photo()
+        label = draw.label(21, void=True)
+        tar[f"{v}/SegmentationClass/{name}.png"] = png(label, palette=True)
+        truth["val" if name == "c" else "train"][name] = pixels(tar[f"{v}/JPEGImages/{name}.jpg"]), label
+    truth["train"] = {name: truth["train"][name] for name in "abde"}
+    return {"VOCtrainval_11-May-2012.tar": tar, "benchmark.tgz": tgz}, truth
+
+
+def _voc2010(draw: Draw) -> dict[str, bytes]:
+    v = "VOCdevkit/VOC2010"
+    return {f"{v}/JPEGImages/{name}.jpg": draw.photo() for name in "abc"} | {
+        f"{v}/ImageSets/Main/train.txt": b"a\r\nb\r\n",
+        f"{v}/ImageSets/Main/val.txt": b"c\r\n",
+    }
+
+
+def person() -> tuple[Files, Truth]:
+    draw, p = Draw(), "pascal_person_part"
+    truth: Truth = {"train": {}, "val": {}}
+    tar = _voc2010(draw)
+    lists = f"{p}/pascal_person_part_trainval_list"
+    parts = {f"{lists}/train_id.txt": b"a\nb\n", f"{lists}/val_id.txt": b"c\n"}
+    for name in "abc":
+        label = draw.label(7, void=True)
+        parts[f"{p}/pascal_person_part_gt/{name}.png"] = png(label, palette=name != "b")
+        image = pixels(tar[f"VOCdevkit/VOC2010/JPEGImages/{name}.jpg"])
+        truth["val" if name == "c" else "train"][name] = image, label
+    return {"VOCtrainval_03-May-2010.tar": tar, "pascal_person_part.zip": parts}, truth
+
+
+def context_() -> tuple[Files, Truth]:
+    """The 59 names lie in the 459 in reverse order; three of them are spelt differently in one of the lists."""
+    draw = Draw()
+    truth: Truth = {"train": {}, "val": {}}
+    tar, labels = _voc2010(draw), {}
+    spelt = {"table": "diningtable", "bedclothes": "bedcloth", "cloth": "clothes"}
+    names = [f"thing{index}" for index in range(400)] + list(reversed(context.CLASSES[1:]))
+    for name in "abc":
+        raw = draw.random.integers(1, 460, (H, W)).astype(np.uint16)
+        raw[0] = 459
+        labels[f"trainval/{name}.mat"] = mat(LabelMap=raw)
+        label = np.where(raw <= 400, 0, 460 - raw.astype(int)).astype(np.uint8)
+        image = pixels(tar[f"VOCdevkit/VOC2010/JPEGImages/{name}.jpg"])
+        truth["val" if name == "c" else "train"][name] = image, label
+    files: Files = {
+        "VOCtrainval_03-May-2010.tar": tar,
+        "trainval.tar.gz": labels,
+        "labels.txt": "".join(f"{i}: {name}\n" for i, name in enumerate(names, 1)).encode(),
+        "59_labels.txt": "".join(f"{i}: {spelt.get(n, n)}\n" for i, n in enumerate(context.CLASSES[1:], 1)).encode(),
+    }
+    return files, truth
+
+
+def nyud_(frame: tuple[int, int, int, int] = (2, 1, 3, 2)) -> tuple[Files, Truth]:
+    """Four images, the first with a white frame `frame` (top, bottom, left, right) wide."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 255, (4, H, W, 3)).astype(np.uint8)
+    raw = random.integers(0, 895, (4, H, W)).astype(np.uint16)
+    top, bottom, left, right = frame
+    inner = slice(top, H - bottom), slice(left, W - right)
+    framed = np.full((H, W, 3), 255, np.uint8)
+    framed[inner] = images[0][inner]
+    images[0] = framed
+    mapping = np.concatenate([np.arange(1, 41), random.integers(1, 41, 854)]).astype(np.uint8)
+    file = io.BytesIO()
+    with h5py.File(file, "w") as hdf5:
+        hdf5["images"] = images.transpose(0, 3, 2, 1)
+        hdf5["labels"] = raw.transpose(0, 2, 1)
+    table = np.concatenate([[255], mapping - 1]).astype(np.uint8)
+    labels = table[raw]
+    pair = [(images[0][inner], labels[0][inner]), *zip(images[1:], labels[1:], strict=True)]
+    files: Files = {
+        "nyu_depth_v2_labeled.mat": file.getvalue(),
+        "splits.mat": mat(trainNdxs=np.array([[4], [1]], np.uint16), testNdxs=np.array([[2]], np.uint16)),
+        "classMapping40.mat": mat(mapClass=mapping[None], className=cell(list(nyud.CLASSES))),
+    }
+    return files, {"train": {"0004": pair[3], "0001": pair[0]}, "val": {"0002": pair[1]}}
+
+
+def sunrgbd_() -> tuple[Files, Truth]:
+    draw, prefix = Draw(), "/n/fs/sun3d/data/SUNRGBD/"
+    folders = ["kv2/kinect2data/a", "realsense/lg/b", "xtion/sun3ddata/c/d"]
+    files = ["000.jpg", "b.jpg", "c_rgb.jpg"]
+    photos = [draw.photo() for _ in folders]
+    labels = [draw.label(38) for _ in folders]
+    meta = np.zeros((1, 3), [("sequenceName", object), ("rgbpath", object), ("rgbname", object)])
+    for index, (folder, file) in enumerate(zip(folders, files, strict=True)):
+        meta[0, index] = (f"SUNRGBD/{folder}", f"{prefix}{folder}/image/{file}", file)
+    seg = io.BytesIO()
+    with h5py.File(seg, "w") as hdf5:
+        references = [hdf5.create_dataset(f"#refs#/{i}", data=label.T).ref for i, label in enumerate(labels)]
+        hdf5.create_group("SUNRGBD2Dseg")["seglabel"] = np.array(references, h5py.ref_dtype)[:, None]
+    box = "SUNRGBDtoolbox"
+    toolbox = {
+        f"{box}/Metadata/SUNRGBDMeta.mat": mat(SUNRGBDMeta=meta),
+        f"{box}/Metadata/SUNRGBD2Dseg.mat": seg.getvalue(),
+        f"{box}/Metadata/seg37list.mat": mat(seg37list=cell(list(sunrgbd.CLASSES))),
+        f"{box}/traintestSUNRGBD/allsplit.mat": mat(
+            alltrain=cell([f"{prefix}{folders[2]}", f"{prefix}{folders[0]}/"]),
+            alltest=cell([f"/n/fs/sun3d/data//SUNRGBD/{folders[1]}"]),
+        ),
+    }
+    pairs = [(pixels(p), (label.astype(int) - 1).astype(np.uint8)) for p, label in zip(photos, labels, strict=True)]
+    pictures = {f"SUNRGBD/{d}/image/{f}": p for d, f, p in zip(folders, files, photos, strict=True)}
+    truth = {"train": {"00003": pairs[2], "00001": pairs[0]}, "val": {"00002": pairs[1]}}
+    return {"SUNRGBD.zip": pictures, "SUNRGBDtoolbox.zip": toolbox}, truth
+
+
+def cityscapes() -> tuple[Files, Truth]:
+    draw = Draw()
+    truth: Truth = {"train": {}, "val": {}}
+    images, labels = {}, {}
+    train_ids = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
+    train_ids |= {27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+    for split, name in [
+        ("train", "aachen_000000_000019"),
+        ("train", "ulm_000001_000019"),
+        ("val", "lindau_000000_000019"),
+        ("test", "berlin_000000_000019"),
+    ]:
+        city = name.partition("_")[0]
+        photo = png(draw.random.integers(0, 256, (H, W, 3), np.uint8))
+        ids = draw.label(34)
+        images[f"leftImg8bit/{split}/{city}/{name}_leftImg8bit.png"] = photo
+        labels[f"gtFine/{split}/{city}/{name}_gtFine_labelIds.png"] = png(ids)
+        if split != "test":
+            label = np.vectorize(lambda value: train_ids.get(value, 255), otypes=[np.uint8])(ids)
+            truth[split][name] = pixels(photo), label
+    return {"leftImg8bit_trainvaltest.zip": images, "gtFine_trainvaltest.zip": labels}, truth
+
+
+def ade20k_() -> tuple[Files, Truth]:
+    draw, root = Draw(), "ADEChallengeData2016"
+    rows = [f"{i}\t0.1\t1\t1\t{name} , other name" for i, name in enumerate(ade20k.CLASSES, 1)]
+    members = {f"{root}/objectInfo150.txt": "\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows]).encode()}
+    truth: Truth = {"train": {}, "val": {}}
+    for split, folder, name in [("train", "training", "ADE_train_00000002"), ("val", "validation", "ADE_val_00000001")]:
+        raw = draw.label(151)
+        members[f"{root}/images/{folder}/{name}.jpg"] = draw.photo()
+        members[f"{root}/annotations/{folder}/{name}.png"] = png(raw)
+        label = np.where(raw == 0, 255, raw.astype(int) - 1).astype(np.uint8)
+        truth[split][name] = pixels(members[f"{root}/images/{folder}/{name}.jpg"]), label
+    return {"ADEChallengeData2016.zip": members}, truth
+
+
+BUILD = {
+    "voc": voc,
+    "context": context_,
+    "person": person,
+    "nyud": nyud_,
+    "sunrgbd": sunrgbd_,
+    "cityscapes": cityscapes,
+    "ade20k": ade20k_,
+}
+
+
+def pack(files: Files, folder: Path) -> None:
+    """Write the archives of `files` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        path = folder / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif name.endswith(".zip"):
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                for member, data in content.items():
+                    archive.writestr(member, data)
+        else:
+            with tarfile.open(path, "w:gz" if name.endswith("gz") else "w") as tar:
+                for member, data in content.items():
+                    info = tarfile.TarInfo(member)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
