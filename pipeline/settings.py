@@ -1,0 +1,360 @@
+"""params.yaml + profiles/<profile>.yaml -> settings.yaml: every value that this run uses, resolved and checked.
+
+This is the first stage of the graph. Each later stage names the one key of settings.yaml that it reads
+(`train.voc-res101`), so that a change in a profile reruns what it touches and nothing else, and a profile can be ten
+lines that say only where it differs from another one (`base: mini`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+from urllib.parse import urlsplit
+
+import yaml
+
+from refinenet.config import Average, Config, Protocol, Recipe
+from refinenet.files import UserError, whole_file
+
+SETTINGS = Path("settings.yaml")
+PARAMS = Path("params.yaml")
+PROFILES = Path("profiles")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one archive comes from. `url`: https://, http:// or file://; `mirrors` are tried after it, in order.
+
+    `size` in bytes. A checksum that is None is not published (see the profile's comments); of one that is published
+    in part, as the sha256 in torchvision's file names, the first 8 digits or more are enough.
+    """
+
+    url: str
+    size: int | None = None
+    md5: str | None = None
+    sha256: str | None = None
+    mirrors: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, digits in (("md5", 32), ("sha256", 8)):
+            value = getattr(self, name)
+            if value is not None and (len(value) < digits or not set(value.lower()) <= set("0123456789abcdef")):
+                raise UserError(f"{self.url}: {name} is {value!r}, expected {digits} hexadecimal digits or more")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Archives drawn instead of fetched (pipeline/rendered): how many images, how large, from which seed."""
+
+    train: int = 28
+    val: int = 12
+    height: int = 96
+    width: int = 128
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Download:
+    """Settings of `download`: exactly one of the two is given. `archives`: official file name -> source."""
+
+    rendered: Rendered | None = None
+    archives: Mapping[str, Source] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Settings of `prepare`. `official_counts`: stop unless each split has as many images as the paper says."""
+
+    official_counts: bool = False
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Settings of `weights`: what the backbone starts from. Without a source it is a seeded, untrained start."""
+
+    backbone: str
+    stem: int = 64
+    seed: int = 0
+    source: Source | None = None
+
+
+@dataclass(frozen=True)
+class Train:
+    """Settings of `train`. `network`: `refinenet.config.Config` but for the classes, which the data decides.
+
+    `dtype`: of the written weights.
+    """
+
+    data: str
+    network: Mapping[str, Any]
+    recipe: Recipe
+    profile: str
+    device: str
+    threads: int
+    seed: int
+    dtype: Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Settings of `evaluate`. `protocols`: name in the tables -> how to test; `pictures`: how many are kept."""
+
+    data: str
+    protocols: Mapping[str, Protocol]
+    input_scale: float
+    profile: str
+    device: str
+    threads: int
+    seed: int
+    short_edge: tuple[int, int] | None = None
+    average: Average = "probability"
+    pictures: int = 4
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A row of params.yaml: what sets this training apart. `train` and `evaluate` change the profile's values."""
+
+    data: str
+    backbone: str
+    cascade: str = "four"
+    pools: int = 2
+    train: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml. `datasets`, `backbones` and `tables` name stages of the graph; dvc.yaml loops over them."""
+
+    profile: str
+    datasets: tuple[str, ...]
+    backbones: tuple[str, ...]
+    tables: tuple[str, ...]
+    experiments: Mapping[str, Experiment]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A file of profiles/, with its base merged in.
+
+    `sources`: for each data set `rendered`, or file name -> source. `weights`: for each backbone `seeded`, or a source.
+    `datasets`: what differs for one data set, under the keys `prepare`, `rendered`, `train` and `evaluate`.
+    """
+
+    title: str
+    device: str
+    threads: int
+    seed: int
+    sources: Mapping[str, Literal["rendered"] | Mapping[str, Source]]
+    weights: Mapping[str, Literal["seeded"] | Source]
+    rendered: Rendered
+    prepare: Prepare
+    network: Mapping[str, Any]
+    train: Mapping[str, Any]
+    evaluate: Mapping[str, Any]
+    dtype: Literal["float32", "float16"] = "float32"
+    datasets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+
+_T = TypeVar("_T")
+_STAGES: Mapping[str, type] = {
+    "download": Download,
+    "prepare": Prepare,
+    "weights": Weights,
+    "train": Train,
+    "evaluate": Evaluate,
+}
+
+
+def build(kind: type[_T], values: object, where: str) -> _T:
+    """Make a settings object; UserError names `where`, the key and what was expected."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    for known in (Source, Rendered, *_STAGES.values(), Config, Recipe, Protocol, Experiment, Params, Profile):
+        setattr(known, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - no attribute a checker knows
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            raise UserError(f"{where}: unknown key {key}") from None
+        if first["type"] in ("missing", "missing_argument"):
+            raise UserError(f"{where}: key {key} is missing") from None
+        raise UserError(f"{where}: {key} is {first['input']!r}: {first['msg']}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError where it is missing, broken or no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, key by key; where one of the two is no mapping, `over` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _profile(name: str) -> tuple[Profile, str]:
+    path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise UserError(f"{PARAMS}: profile is {name!r}, but there is no {path}; there are {known}")
+    values = read_yaml(path)
+    while (base := values.pop("base", None)) is not None:
+        under = read_yaml(PROFILES / f"{base}.yaml")
+        # Sources of one data set are replaced as a whole: a base's archives have no place beside others.
+        sources = {**under.get("sources", {}), **values.get("sources", {})}
+        values = {**_merge(under, values), "sources": sources, **({"base": under["base"]} if "base" in under else {})}
+    return build(Profile, values, str(path)), str(path)
+
+
+def resolve() -> dict[str, dict[str, Any]]:
+    """Stage -> name -> the settings that this stage reads, from params.yaml and the profile it names."""
+    params = build(Params, read_yaml(PARAMS), str(PARAMS))
+    profile, where = _profile(params.profile)
+    common = {"profile": params.profile, "device": profile.device, "threads": profile.threads, "seed": profile.seed}
+    settings: dict[str, dict[str, Any]] = {stage: {} for stage in _STAGES}
+    for data in params.datasets:
+        own = profile.datasets.get(data, {})
+        source = profile.sources.get(data)
+        if source is None:
+            raise UserError(f"{where}: sources.{data} is missing")
+        if source == "rendered":
+            download = {"rendered": _merge(asdict(profile.rendered), own.get("rendered", {}))}
+        else:
+            download = {"archives": {file: asdict(s) for file, s in source.items()}}
+        settings["download"][data] = download
+        settings["prepare"][data] = _merge(asdict(profile.prepare), own.get("prepare", {}))
+    for backbone in params.backbones:
+        start = profile.weights.get(backbone)
+        if start is None:
+            raise UserError(f"{where}: weights.{backbone} is missing")
+        settings["weights"][backbone] = {
+            "backbone": backbone,
+            "stem": profile.network.get("stem", 64),
+            "seed": profile.seed,
+            "source": None if start == "seeded" else asdict(start),
+        }
+    for name, experiment in params.experiments.items():
+        for key, value, known in (
+            ("data", experiment.data, params.datasets),
+            ("backbone", experiment.backbone, params.backbones),
+        ):
+            if value not in known:
+                raise UserError(f"{PARAMS}: experiments.{name}.{key} is {value!r}, expected one of {', '.join(known)}")
+        own = profile.datasets.get(experiment.data, {})
+        varied = {"backbone": experiment.backbone, "cascade": experiment.cascade, "pools": experiment.pools}
+        network = asdict(build(Config, {"classes": 1, **profile.network, **varied}, f"{where}: network of {name}"))
+        del network["classes"]
+        recipe = _merge(_merge(profile.train, own.get("train", {})), experiment.train)
+        settings["train"][name] = {
+            **common,
+            "data": experiment.data,
+            "network": network,
+            "recipe": recipe,
+            "dtype": profile.dtype,
+        }
+        evaluate = _merge(_merge(profile.evaluate, own.get("evaluate", {})), experiment.evaluate)
+        settings["evaluate"][name] = {
+            **common,
+            "data": experiment.data,
+            "input_scale": recipe.get("input_scale", 1.2),
+            **evaluate,
+        }
+    for stage, entries in settings.items():
+        for name, values in entries.items():
+            made: Any = build(_STAGES[stage], values, f"{where}: {stage} of {name}")
+            entries[name] = _plain(asdict(made))
+    return settings
+
+
+def _plain(value: Any) -> Any:
+    """Only what YAML has: tuples become lists."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+@overload
+def load(stage: Literal["download"], name: str) -> Download: ...
+@overload
+def load(stage: Literal["prepare"], name: str) -> Prepare: ...
+@overload
+def load(stage: Literal["weights"], name: str) -> Weights: ...
+@overload
+def load(stage: Literal["train"], name: str) -> Train: ...
+@overload
+def load(stage: Literal["evaluate"], name: str) -> Evaluate: ...
+
+
+def load(stage: str, name: str) -> Any:
+    """The settings of one stage, from settings.yaml. UserError for a name that params.yaml does not know."""
+    entries = read_yaml(SETTINGS).get(stage, {}) if SETTINGS.exists() else resolve()[stage]
+    if name not in entries:
+        raise UserError(f"{stage}: unknown name {name!r}, expected one of {', '.join(entries)}")
+    return build(_STAGES[stage], entries[name], f"{SETTINGS}: {stage}.{name}")
+
+
+def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The first host of every archive that is not in place yet and has to come over a network."""
+    for name, download in settings["download"].items():
+        for file, source in download["archives"].items():
+            url = urlsplit(source["url"])
+            if url.scheme in ("http", "https") and not (Path("data/raw") / name / file).exists():
+                yield url.hostname or ""
+
+
+def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """UserError, before anything is written, where this machine lacks what the profile needs: a GPU, a network."""
+    if any(str(s["device"]).startswith("cuda") for s in settings["train"].values()):
+        try:
+            count = ctypes.c_int(0)
+            driver = ctypes.CDLL("libcuda.so.1")  # asked directly: importing torch to ask takes seconds
+            missing = driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or not count.value
+        except OSError:
+            missing = True
+        if missing:
+            raise UserError(
+                "this profile trains on a GPU (device: cuda) and this machine has none; `profile: mini` needs none"
+            )
+    for host in dict.fromkeys(_hosts(settings)):
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError as error:
+            raise UserError(f"this profile downloads from {host}, which cannot be reached ({error})") from None
+
+
+def run() -> None:
+    """Write settings.yaml."""
+    settings = resolve()
+    check_machine(settings)
+    text = "# Written by `python -m pipeline.settings` from params.yaml and profiles/. Edit those.\n"
+    text += yaml.safe_dump(settings, sort_keys=True, width=120, allow_unicode=True)
+    with whole_file(SETTINGS) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    from pipeline.stage import report
+
+    sys.exit(report(run))

@@ -1,0 +1,89 @@
+"""Stage `train`: one experiment -> models/<experiment>.safetensors and curves/<experiment>.csv.
+
+Killed at any moment and started again it goes on from checkpoints/<experiment>/ and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline import settings
+from pipeline.files import dvc_md5
+from pipeline.stage import main
+from pipeline.tracking import track
+from refinenet.data import Split
+from refinenet.files import whole_file
+
+
+def run(name: str) -> None:
+    """Train the experiment `name` as settings.yaml says."""
+    choice = settings.load("train", name)
+    data = Path("data") / choice.data
+    start = Path("weights") / f"{choice.network['backbone']}.safetensors"
+    split = Split(data / "train.arrow")
+    schema = split.schema
+
+    import torch
+    from safetensors.torch import load_file
+
+    from refinenet import training
+    from refinenet.network import RefineNet, save
+
+    device = training.choose_device(choice.device)
+    training.reproducible(choice.seed, choice.threads)
+    model = RefineNet(len(schema.classes), **choice.network)
+    model.load_backbone(load_file(start), str(start))
+    model.initialise(choice.recipe.initial, torch.Generator().manual_seed(choice.seed))
+    model.to(device)
+
+    # Of all that the result depends on: a checkpoint of anything else is no place to go on from.
+    digests = {str(path): dvc_md5(path) for path in (data, start)}
+    versions = {"torch": torch.__version__, "device": choice.device}
+    told = json.dumps([asdict(choice), digests, versions], sort_keys=True)
+    fingerprint = hashlib.sha256(told.encode()).hexdigest()
+    checkpoints = Path("checkpoints") / name
+
+    params = {**choice.network, **asdict(choice.recipe), "profile": choice.profile, "seed": choice.seed, **versions}
+    steps = choice.recipe.steps
+    with (
+        track(
+            "train", name, choice.data, params, {"training data": data, "initial weights": start}, checkpoints
+        ) as log,
+        tqdm(total=steps, desc=name, unit="step", mininterval=1, file=sys.stderr) as bar,
+    ):
+
+        def on_step(progress: training.Progress) -> None:
+            bar.update(progress.step - bar.n)
+            if progress.point is not None:
+                bar.set_postfix(loss=f"{progress.point.loss:.3f}", refresh=False)
+                log.log(progress.step, loss=progress.point.loss, lr=progress.point.lr)
+
+        curve = training.train(model, split, choice.recipe, choice.seed, checkpoints, fingerprint, on_step)
+        target = Path("models") / f"{name}.safetensors"
+        about = {
+            "dataset": schema.dataset,
+            "classes": schema.classes,
+            "palette": schema.palette,
+            "input_scale": choice.recipe.input_scale,
+            "profile": choice.profile,
+            "experiment": name,
+        }
+        with whole_file(Path("curves") / f"{name}.csv") as part, part.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("step", "loss", "lr"))
+            writer.writerows((p.step, f"{p.loss:.6g}", f"{p.lr:.6g}") for p in curve)
+        save(model, target, about, getattr(torch, choice.dtype))
+        log.wrote(target)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(run, __doc__, "EXPERIMENT")
