@@ -1,0 +1,32 @@
+"""What `make repro` says at the end: what was made, where it lies, how to open it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipeline import settings
+from pipeline.published import caveat, published
+from pipeline.stage import report
+from refinenet.files import UserError
+
+
+def run() -> None:
+    """Print the results that exist; UserError where one of the nine tables does not."""
+    profile = settings.read_yaml(settings.PARAMS)["profile"]
+    print(f"\nProfile {profile}. {caveat(profile)}".rstrip())
+    for name, table in published().items():
+        path = Path("results") / f"{name}_table.md"
+        if not path.is_file():
+            raise UserError(f"{path}: was not made; `snakemake --cores all {path}` makes it and shows why not")
+        print(f"  Table {table.number}  {path}")
+    print("  all on one page   results/report.html      open it in a browser")
+    print("  runs and curves   make ui                  then http://127.0.0.1:5000")
+    print("  trained weights   models/                  versioned: dvc push, dvc pull train")
+    print(
+        "The tables are there as .csv, too; metrics/ has every score, `dvc metrics diff` what changed since the commit."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(report(run))

@@ -1,0 +1,205 @@
+"""DVC's graph as Snakemake needs it. dvc.yaml is where the graph is written; this reads DVC's own index of it.
+
+The two engines share one set of files and judge differently what is out of date: DVC by content (dvc.lock), Snakemake
+by file times. `settle` brings the times in line with the contents before Snakemake looks at them, `commit` tells DVC
+what Snakemake has done, so that after either of the two the other finds nothing to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from pipeline import settings
+from refinenet.files import UserError, whole_file
+
+_T = TypeVar("_T")
+
+STAMPS = Path(".snakemake/stamps")  # one file a stage: command and parameter values as last seen
+
+
+DONE = Path(".snakemake/done")  # one file a stage that Snakemake ran and DVC has not been told of
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of DVC's index, every foreach expanded. Paths are relative to the project's root."""
+
+    address: str  # DVC's: "train@voc-res101"
+    rule: str  # Snakemake's: "train_voc_res101"
+    command: str
+    inputs: tuple[str, ...]
+    param_files: tuple[str, ...]  # what counts is the values read from them, not their time
+    outputs: tuple[str, ...]
+    params: Mapping[str, Any]  # key of settings.yaml -> its value
+    meta: Mapping[str, int]
+
+    @property
+    def stamp(self) -> Path:
+        """A file that is newer than the outputs exactly when command or parameters are not those in dvc.lock."""
+        return STAMPS / self.rule
+
+    @property
+    def done(self) -> Path:
+        """A file that exists from the end of Snakemake's job until `dvc commit`."""
+        return DONE / self.rule
+
+    def digest(self) -> str:
+        told = json.dumps([self.command, self.params], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+def is_folder(output: str) -> bool:
+    """Whether an output is a folder. DVC need not know before it exists; here a name without a suffix is one."""
+    return not Path(output).suffix
+
+
+def _look_up(values: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def stages(repo: Any) -> list[Stage]:
+    """All stages of `repo`'s index (dvc.repo.Repo), in its order. UserError where the settings do not resolve."""
+    resolved = settings.resolve()
+    produced = {out.def_path for stage in repo.index.stages for out in stage.outs}
+    found = []
+    for stage in repo.index.stages:
+        inputs: list[str] = []
+        param_files: list[str] = []
+        params: dict[str, Any] = {}
+        for dep in stage.deps:
+            if hasattr(dep, "params"):
+                param_files.append(dep.def_path)
+                params.update({key: _look_up(resolved, key) for key in dep.params})
+            elif dep.def_path in produced or not Path(dep.def_path).is_dir():
+                inputs.append(dep.def_path)
+            else:
+                # A folder of sources: an edit changes the time of a file in it, not the folder's.
+                folder = Path(dep.def_path)
+                inputs += sorted(str(p) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+        found.append(
+            Stage(
+                address=stage.addressing,
+                rule=re.sub(r"\W", "_", stage.addressing),
+                command=stage.cmd,
+                inputs=tuple(inputs),
+                param_files=tuple(param_files),
+                outputs=tuple(out.def_path for out in stage.outs),
+                params=params,
+                meta=stage.meta or {},
+            )
+        )
+    return found
+
+
+def _matches_lock(entry: Mapping[str, Any], stage: Stage) -> bool:
+    """Whether this entry of dvc.lock has the stage's command and parameter values."""
+    values = {key: value for file in entry.get("params", {}).values() for key, value in file.items()}
+    return entry.get("cmd") == stage.command and values == stage.params
+
+
+def _write_if_new(path: Path, text: str) -> bool:
+    if path.exists() and path.read_text() == text:
+        return False
+    with whole_file(path) as part:
+        part.write_text(text)
+    return True
+
+
+def _time(path: str) -> float:
+    return Path(path).stat().st_mtime
+
+
+def _newer(outputs: Sequence[str], inputs: Sequence[str]) -> bool:
+    """Whether all outputs exist and none is older than an input."""
+    return all(Path(o).exists() for o in outputs) and max(map(_time, inputs), default=0) <= min(map(_time, outputs))
+
+
+def _touch(path: str) -> None:
+    os.utime(path)
+    timestamp = Path(path, ".snakemake_timestamp")  # Snakemake's own, by which it tells the age of a folder
+    if timestamp.exists():
+        os.utime(timestamp)
+
+
+def _patiently(action: Callable[[], _T], seconds: float = 600) -> _T:
+    """Do what needs DVC's lock, as soon as another `dvc` has given it back."""
+    from dvc.lock import LockError
+
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except LockError:
+            if time.monotonic() > end:
+                raise UserError(".dvc/tmp/lock: held by another dvc command; wait for it, then again") from None
+
+
+def _commit(repo: Any, stage: Any) -> None:
+    from dvc.repo import lock_repo
+
+    with lock_repo(repo):
+        stage.save()
+        stage.commit()
+        stage.dump(update_pipeline=False)
+
+
+def commit(repo: Any, known: Sequence[Stage]) -> int:
+    """Tell DVC of the stages that Snakemake ran to their end; the number of them.
+
+    A mark that is older than an input, or of other parameters, is of an earlier run that was killed: not believed.
+    """
+    by_address = {stage.addressing: stage for stage in repo.index.stages}
+    marked = [s for s in known if s.done.exists()]
+    for stage in marked:
+        mark = stage.done
+        whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
+        fresh = whole and all(_time(p) <= _time(str(mark)) for p in stage.inputs)
+        if fresh and mark.read_text().strip() == stage.digest():
+            _patiently(partial(_commit, repo, by_address[stage.address]))
+        mark.unlink()
+    return len(marked)
+
+
+def settle(repo: Any, known: Sequence[Stage]) -> None:
+    """Make file times say what DVC knows. Called once, before Snakemake builds its graph.
+
+    The stage that writes the parameters runs here and not as a job: each job reads its own few values, so none may
+    depend on the time of the whole file, and without that nothing would tell Snakemake to run it first.
+    """
+    param_files = {file for stage in known for file in stage.param_files}
+    for stage in known:
+        if param_files & set(stage.outputs) and not _newer(stage.outputs, stage.inputs):
+            if code := subprocess.run(stage.command, shell=True, check=False).returncode:
+                sys.exit(code)
+            stage.done.parent.mkdir(parents=True, exist_ok=True)
+            stage.done.write_text(stage.digest())
+    commit(repo, known)
+    lockfile = Path("dvc.lock")
+    entries = yaml.load(lockfile.read_bytes(), yaml.CSafeLoader)["stages"] if lockfile.exists() else {}
+    for stage in known:
+        written = _write_if_new(stage.stamp, stage.digest())
+        if _matches_lock(entries.get(stage.address, {}), stage):
+            os.utime(stage.stamp, (0, 0))
+        elif not written and _time(str(stage.stamp)) == 0:
+            os.utime(stage.stamp)
+    changed = _patiently(repo.status).keys()
+    for stage in known:
+        whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
+        if whole and stage.address not in changed and not _newer(stage.outputs, stage.inputs):
+            for output in stage.outputs:
+                _touch(output)
