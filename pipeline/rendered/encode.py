@@ -1,0 +1,207 @@
+"""JPEG, PNG, MATLAB files, tar and zip, with the same bytes on every machine.
+
+What normally differs is fixed here: compression (deflate.py), times, users and platforms in headers.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.datasets import colour_map
+from pipeline.rendered.deflate import gzip_file, zlib_stream
+from refinenet.files import whole_file
+
+Member = tuple[str, bytes]  # path inside an archive, content
+
+MTIME = 1336694400  # 2012-05-11 00:00 UTC, the day of the VOC 2012 release
+_ZIP_TIME = (2012, 5, 11, 0, 0, 0)
+_MATLAB_TIME = b"Fri May 11 00:00:00 2012"
+
+
+def jpeg(image: NDArray[np.uint8]) -> bytes:
+    """An RGB image, H x W x 3, as a baseline JPEG with chroma at half resolution, like those of the data sets."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=90, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def png(image: NDArray[np.uint8] | NDArray[np.uint16], palette: NDArray[np.uint8] | None = None) -> bytes:
+    """H x W (grey, or indexes into `palette`, 256 x 3), H x W x 3 (RGB) or H x W x 4 (RGBA).
+
+    8 bits a sample; 16 where the array is uint16.
+    """
+    height, width = image.shape[:2]
+    colour = 3 if palette is not None else {1: 0, 3: 2, 4: 6}[image.size // (height * width)]
+    rows = np.ascontiguousarray(image.astype(image.dtype.newbyteorder(">"))).view(np.uint8).reshape(height, -1)
+    unfiltered = np.pad(rows, ((0, 0), (1, 0)))  # filter type 0 before every row
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, colour, 0, 0, 0))]
+    if palette is not None:
+        chunks.append((b"PLTE", palette.tobytes()))
+    chunks += [(b"IDAT", zlib_stream(unfiltered.tobytes())), (b"IEND", b"")]
+    out = [b"\x89PNG\r\n\x1a\n"]
+    for kind, data in chunks:
+        out += [struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(kind + data))]
+    return b"".join(out)
+
+
+def voc_palette() -> NDArray[np.uint8]:
+    """The VOC colour map (VOCdevkit/VOCcode/VOClabelcolormap.m), 256 x 3."""
+    return np.array(colour_map(256), np.uint8)
+
+
+def cells(texts: Iterable[str]) -> NDArray[np.object_]:
+    """A 1 x N cell array of strings for `mat`."""
+    values = list(texts)
+    array = np.empty((1, len(values)), object)
+    array[0, :] = values
+    return array
+
+
+def mat(variables: Mapping[str, Any]) -> bytes:
+    """Variables as a compressed MAT-file of level 5 (MATLAB's own default, `save -v7`)."""
+    from scipy.io import savemat
+
+    buffer = io.BytesIO()
+    savemat(cast(Any, buffer), dict(variables), do_compression=False, long_field_names=True)
+    plain = buffer.getvalue()
+    text = b"MATLAB 5.0 MAT-file, Platform: GLNXA64, Created on: " + _MATLAB_TIME
+    out = [text.ljust(116), plain[116:128]]
+    at = 128
+    while at < len(plain):
+        size = 8 + struct.unpack_from("<I", plain, at + 4)[0]
+        packed = zlib_stream(plain[at : at + size])
+        out.append(struct.pack("<II", 15, len(packed)) + packed)  # 15: miCOMPRESSED
+        at += size
+    return b"".join(out)
+
+
+class Mat73:
+    """A MAT-file of level 7.3: HDF5 behind a block of 512 bytes, dimensions in MATLAB's order (reversed)."""
+
+    def __init__(self) -> None:
+        import h5py
+
+        self._buffer = io.BytesIO()
+        # The oldest layout HDF5 can write, which is MATLAB's too.
+        self.file = h5py.File(self._buffer, "w", userblock_size=512, libver=("earliest", "v108"))
+
+    def array(self, name: str, values: NDArray[Any], kind: str, **attributes: int) -> Any:
+        """One dataset of MATLAB class `kind`; compressed, unless it is small."""
+        if values.nbytes < 1024:
+            dataset = self.file.create_dataset(name, data=values, track_times=False)
+        else:
+            dataset = self._chunks(name, [values], values.shape, values.shape)
+        return self._describe(dataset, kind, attributes)
+
+    def stack(self, name: str, items: Iterable[NDArray[Any]], count: int, kind: str) -> Any:
+        """`count` arrays of one shape as one dataset, count x shape, each compressed by itself."""
+        arrays = iter(items)
+        first = next(arrays)
+        dataset = self._chunks(name, chain([first], arrays), (count, *first.shape), (1, *first.shape))
+        return self._describe(dataset, kind, {})
+
+    def _chunks(
+        self,
+        name: str,
+        items: Iterable[NDArray[Any]],
+        shape: tuple[int, ...],
+        chunk: tuple[int, ...],
+    ) -> Any:
+        """A dataset whose chunks follow each other along the first axis and come compressed from `deflate`."""
+        dataset = None
+        for number, item in enumerate(items):
+            little = np.ascontiguousarray(item, item.dtype.newbyteorder("<"))
+            if dataset is None:
+                options = {"compression": "gzip", "compression_opts": 3, "track_times": False}
+                dataset = self.file.create_dataset(name, shape, little.dtype, chunks=chunk, **options)
+            dataset.id.write_direct_chunk((number,) + (0,) * (len(shape) - 1), zlib_stream(little.tobytes()))
+        return dataset
+
+    def cell(self, name: str, items: Iterable[tuple[NDArray[Any], str]], shape: tuple[int, int]) -> Any:
+        """A cell array of (values, MATLAB class): references to datasets in #refs#."""
+        import h5py
+
+        group = self.file.require_group("#refs#")
+        references = []
+        for values, kind in items:
+            decode = {"MATLAB_int_decode": 2} if kind == "char" else {}
+            references.append(self.array(f"#refs#/{_reference_name(len(group))}", values, kind, **decode).ref)
+        table = np.empty(len(references), h5py.ref_dtype)
+        table[:] = references
+        dataset = self.file.create_dataset(name, data=table.reshape(shape), dtype=h5py.ref_dtype, track_times=False)
+        return self._describe(dataset, "cell", {})
+
+    @staticmethod
+    def _describe(dataset: Any, kind: str, attributes: Mapping[str, int]) -> Any:
+        dataset.attrs["MATLAB_class"] = np.bytes_(kind)
+        for key, value in attributes.items():
+            dataset.attrs[key] = np.int32(value)
+        return dataset
+
+    def content(self) -> bytes:
+        """Close the file and give its bytes."""
+        self.file.close()
+        text = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: " + _MATLAB_TIME + b" HDF5 schema 1.00 ."
+        self._buffer.seek(0)
+        self._buffer.write(text.ljust(116) + bytes(8) + struct.pack("<H", 0x0200) + b"IM")
+        return self._buffer.getvalue()
+
+
+def _reference_name(number: int) -> str:
+    """a, b, ..., z, A, ..., Z, aa, ...: how MATLAB names what a cell refers to."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    name = ""
+    number += 1
+    while number:
+        number, letter = divmod(number - 1, len(letters))
+        name = letters[letter] + name
+    return name
+
+
+def characters(text: str) -> NDArray[np.uint16]:
+    """A MATLAB string as level 7.3 stores it: UTF-16 code units, N x 1."""
+    return np.frombuffer(text.encode("utf-16-le"), "<u2").reshape(-1, 1)
+
+
+def lines(texts: Iterable[str]) -> bytes:
+    """One text a line, as the list files have them."""
+    return "".join(f"{text}\n" for text in texts).encode()
+
+
+def write_tar(path: Path, members: Iterable[Member]) -> None:
+    """Write a tar at `path`, gzipped if its name says so; it appears whole or not at all."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mtime, entry.mode = len(content), MTIME, 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    content = buffer.getvalue()
+    write(path, gzip_file(content) if path.suffix in (".gz", ".tgz") else content)
+
+
+def write_zip(path: Path, members: Iterable[Member]) -> None:
+    """Write a zip of stored members at `path`; it appears whole or not at all."""
+    with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members:
+            entry = zipfile.ZipInfo(name, _ZIP_TIME)
+            entry.create_system, entry.external_attr = 3, 0o100644 << 16
+            archive.writestr(entry, content)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write `content` at `path`; the file appears whole or not at all."""
+    with whole_file(path) as part:
+        part.write_bytes(content)

@@ -1,0 +1,229 @@
+"""Chance, colour and texture for the rendered scenes, the same bits on every machine.
+
+Two rules give that. Random numbers are raw PCG64 output (a stream NumPy guarantees), taken apart with integers.
+Fields are float32 under + - * / floor and comparisons only, which IEEE 754 fixes to the last bit; sine and cosine come
+from a table that is rounded to integers, and nothing is summed in floating point.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, MutableSequence, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Field = NDArray[np.float32]
+Colour = tuple[int, int, int]
+Item = TypeVar("Item")
+
+TURN = 256  # angles are integers, 256 to the full circle
+SINE = tuple(round(math.sin(2 * math.pi * step / TURN) * 4096) / 4096 for step in range(TURN))
+
+
+def sine(angle: int) -> float:
+    """Sine of `angle` in 1/256 turns, a multiple of 1/4096."""
+    return SINE[angle % TURN]
+
+
+def cosine(angle: int) -> float:
+    """Cosine of `angle` in 1/256 turns, a multiple of 1/4096."""
+    return SINE[(angle + TURN // 4) % TURN]
+
+
+class Dice:
+    """Integers drawn from a seed; any non-negative integers make one."""
+
+    def __init__(self, *entropy: int) -> None:
+        self._bits = np.random.PCG64(np.random.SeedSequence(entropy))
+
+    def integer(self, low: int, high: int) -> int:
+        """An integer from low to high, both included."""
+        return low + int(self._bits.random_raw()) % (high - low + 1)
+
+    def chance(self, percent: int) -> bool:
+        """True `percent` times in a hundred."""
+        return self.integer(0, 99) < percent
+
+    def choice(self, items: Sequence[Item]) -> Item:
+        """One of `items`."""
+        return items[self.integer(0, len(items) - 1)]
+
+    def shuffle(self, items: MutableSequence[Item]) -> None:
+        """Put `items` in another order, in place."""
+        for last in range(len(items) - 1, 0, -1):
+            other = self.integer(0, last)
+            items[last], items[other] = items[other], items[last]
+
+    def bytes(self, *shape: int) -> NDArray[np.uint8]:
+        """An array of `shape` of bytes 0..255."""
+        count = math.prod(shape)
+        return self._bits.random_raw(-(-count // 8)).astype("<u8").view(np.uint8)[:count].reshape(shape)
+
+
+SIZE = 256  # side of a noise tile; it repeats without a seam
+
+
+@functools.cache
+def noise(cell: int, octaves: int = 2) -> Field:
+    """SIZE x SIZE value noise, stretched to 0..1; `cell` (a power of two) is the width of its largest bumps."""
+    dice = Dice(cell, octaves)
+    total = np.zeros((SIZE, SIZE), np.int64)
+    for octave in range(octaves):
+        step = max(1, cell >> octave)
+        grid = dice.bytes(SIZE // step, SIZE // step).astype(np.int64)
+        for axis in (0, 1):
+            following = np.roll(grid, -1, axis)
+            ramp = np.arange(step).reshape((1, 1, step) if axis else (1, step, 1))
+            blend = np.expand_dims(grid, axis + 1) * (step - ramp) + np.expand_dims(following, axis + 1) * ramp
+            grid = blend.reshape((grid.shape[0] * step, -1) if axis == 0 else (SIZE, SIZE)) // step
+        total += grid >> octave
+    low, high = int(total.min()), int(total.max())
+    return ((total - low).astype(np.float32)) / np.float32(high - low)
+
+
+def _tile(tile: Field, x: Field, y: Field) -> Field:
+    return tile[np.floor(y).astype(np.int32) & (SIZE - 1), np.floor(x).astype(np.int32) & (SIZE - 1)]
+
+
+def _fraction(t: Field) -> Field:
+    return t - np.floor(t)
+
+
+def _wave(t: Field) -> Field:
+    """A triangle between 0 and 1, period 1."""
+    return np.abs(2 * _fraction(t) - 1)
+
+
+def _sharp(t: Field, gain: int = 5) -> Field:
+    """The same wave with steep flanks: soft-edged bars."""
+    return np.clip((_wave(t) - np.float32(0.5)) * gain + np.float32(0.5), 0, 1)
+
+
+def _yes(condition: NDArray[np.bool_]) -> Field:
+    return condition.astype(np.float32)
+
+
+def _parity(t: Field) -> Field:
+    return np.floor(t) - 2 * np.floor(t * np.float32(0.5))
+
+
+def _checks(u: Field, v: Field) -> Field:
+    return _parity(np.floor(u) + np.floor(v))
+
+
+def _bricks(u: Field, v: Field) -> Field:
+    along = u * np.float32(0.5) + np.float32(0.5) * _parity(v)
+    return np.maximum(_yes(_fraction(v) < 0.2), _yes(_fraction(along) < 0.1))
+
+
+def _planks(u: Field, v: Field) -> Field:
+    row = np.floor(v)
+    seam = np.maximum(_yes(_fraction(v) < 0.14), _yes(_fraction(u * np.float32(0.2) + row * np.float32(0.375)) < 0.04))
+    return np.maximum(seam, np.float32(0.6) * _fraction(row * np.float32(0.625)))
+
+
+def _books(u: Field, v: Field) -> Field:
+    row = np.floor(v * np.float32(0.35))
+    return np.maximum(
+        _fraction((np.floor(u) + 3 * row) * np.float32(0.6181640625)), _yes(_fraction(v * np.float32(0.35)) < 0.16)
+    )
+
+
+def _scales(u: Field, v: Field) -> Field:
+    across = _fraction(u + np.float32(0.5) * _parity(v)) - np.float32(0.5)
+    return np.clip(_fraction(v) * np.float32(0.7) + across * across * 2, 0, 1)
+
+
+def _windows(u: Field, v: Field) -> Field:
+    across, down = _fraction(u * np.float32(0.7)), _fraction(v * np.float32(0.6))
+    return _yes((across > 0.28) & (across < 0.78) & (down > 0.25) & (down < 0.75))
+
+
+def _dots(u: Field, v: Field) -> Field:
+    across, down = _fraction(u) - np.float32(0.5), _fraction(v) - np.float32(0.5)
+    return np.clip((np.float32(0.13) - across * across - down * down) * 16 + np.float32(0.5), 0, 1)
+
+
+def _rings(u: Field, v: Field) -> Field:
+    return _sharp(np.sqrt(u * u + v * v) * np.float32(0.8), 3)
+
+
+def _weave(u: Field, v: Field) -> Field:
+    across = _parity(np.floor(u * np.float32(1.5)) + np.floor(v * np.float32(1.5)))
+    return across * _wave(u * np.float32(1.5)) + (1 - across) * _wave(v * np.float32(1.5))
+
+
+# From texture coordinates (one period each) to how much of the class's second colour shows there, 0..1.
+TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
+    "plain": lambda u, v: _tile(noise(64), u * 12, v * 12) * np.float32(0.3),
+    "clouds": lambda u, v: np.clip(_tile(noise(64, 4), u * 8, v * 16) * 2 - np.float32(0.7), 0, 1),
+    "speckle": lambda u, v: _tile(noise(4), u * 9, v * 9),
+    "grass": lambda u, v: _tile(noise(8), u * 16, v * 5),
+    "fur": lambda u, v: _tile(noise(8), (u + v) * 5, (v - u) * 15),
+    "blotch": lambda u, v: np.clip(_tile(noise(32), u * 13, v * 13) * 8 - 4, 0, 1),
+    "leaves": lambda u, v: np.floor(_tile(noise(8), u * 7, v * 7) * np.float32(3.99)) / 3,
+    "lines": lambda u, v: _sharp(v) + u * 0,
+    "bars": lambda u, v: _sharp(u) + v * 0,
+    "diagonal": lambda u, v: _sharp((u + v) * np.float32(0.7)),
+    "checks": _checks,
+    "plaid": lambda u, v: (_sharp(u) + _sharp(v)) * np.float32(0.5),
+    "dots": _dots,
+    "bricks": _bricks,
+    "tiles": lambda u, v: np.maximum(_yes(_fraction(u) < 0.15), _yes(_fraction(v) < 0.15)),
+    "mesh": lambda u, v: np.maximum(_yes(_fraction(u + v) < 0.25), _yes(_fraction(u - v) < 0.25)),
+    "grain": lambda u, v: _wave(v * np.float32(0.8) + _tile(noise(64), u * 6, v * 9) * 2) * np.float32(0.8),
+    "waves": lambda u, v: _sharp(v + _wave(u * np.float32(0.6)) * np.float32(0.6), 3),
+    "zigzag": lambda u, v: _sharp(v + _wave(u) * np.float32(0.9)),
+    "planks": _planks,
+    "boards": lambda u, v: _planks(v, u),
+    "books": _books,
+    "scales": _scales,
+    "windows": _windows,
+    "rings": _rings,
+    "weave": _weave,
+    "rough": lambda u, v: _tile(noise(32, 4), (u + v) * 7, (v - u) * 12),
+}
+
+
+def parse_colour(code: str) -> Colour:
+    """`rrggbb` in hexadecimal."""
+    return int(code[0:2], 16), int(code[2:4], 16), int(code[4:6], 16)
+
+
+def mixed(one: Colour, other: Colour, percent: int) -> Colour:
+    """`percent` of the way from one colour to the other."""
+    red, green, blue = ((a * (100 - percent) + b * percent) // 100 for a, b in zip(one, other, strict=True))
+    return red, green, blue
+
+
+def bright(colour: Colour, percent: int) -> Colour:
+    """The colour times percent / 100, clipped."""
+    red, green, blue = (min(255, channel * percent // 100) for channel in colour)
+    return red, green, blue
+
+
+def jittered(colour: Colour, dice: Dice, amount: int) -> Colour:
+    """The colour of one individual: brighter or darker by up to `amount`, each channel by a third more or less."""
+    common = dice.integer(-amount, amount)
+    third = amount // 3
+    red, green, blue = (min(255, max(0, c + common + dice.integer(-third, third))) for c in colour)
+    return red, green, blue
+
+
+def hue(angle: int, saturation: int, value: int) -> Colour:
+    """HSV to RGB in integers: hue in 0..1535 (256 to a sextant), saturation and value in 0..255."""
+    sextant, ramp = divmod(angle % 1536, 256)
+    low = value * (255 - saturation) // 255
+    rising = low + (value - low) * ramp // 256
+    falling = low + (value - low) * (256 - ramp) // 256
+    return (
+        (value, rising, low),
+        (falling, value, low),
+        (low, value, rising),
+        (low, falling, value),
+        (rising, low, value),
+        (value, low, falling),
+    )[sextant]
