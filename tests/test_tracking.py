@@ -1,0 +1,321 @@
+"""Runs land in MLflow whole, eight at once, through kills; whatever is wrong with the database, the stage goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline import tracking
+from pipeline.files import dvc_md5
+from pipeline.tracking import Run, track
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder to work in, with data, weights and a picture, and no database yet."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.arrow").write_bytes(b"images")
+    (tmp_path / "weights").write_bytes(b"numbers")
+    (tmp_path / "0.png").write_bytes(b"picture")
+    return tmp_path
+
+
+def open_database(root: Path) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
+
+
+def runs(root: Path) -> list[Any]:
+    """All runs, oldest first."""
+    client = open_database(root)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))
+
+
+def curve(root: Path, run: Any, name: str) -> list[tuple[int, float]]:
+    points = open_database(root).get_metric_history(run.info.run_id, name)
+    return [(point.step, point.value) for point in points]
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.1)
+
+
+def child(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start Python on `code`, which finds `track`, `Path`, `sys` and `time` imported."""
+    head = "import sys, time\nfrom pathlib import Path\nfrom pipeline.tracking import track\n"
+    command = [sys.executable, "-c", head + code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_eight_at_once_on_a_fresh_folder(project: Path) -> None:
+    code = """
+number = int(sys.argv[1])
+inputs = {"training data": Path("data"), "initial weights": Path("weights")}
+with track("train", f"voc-{number}", "voc" if number % 2 else "nyud", {"train": {"seed": number}}, inputs) as run:
+    for step in range(200):
+        run.log(step, loss=number + step, lr=0.5)
+    run.artifact(Path("0.png"), "predictions")
+    run.scores({"mean_iou": 0.25, "iou/dining table": 0.5, "iou/door;double door": 0.75, "iou/cow": None})
+assert "mlflow" not in sys.modules
+"""
+    started = time.monotonic()
+    children = [child(code, number) for number in range(8)]
+    try:
+        for process in children:
+            assert process.communicate(timeout=120) == ("", "")
+            assert process.returncode == 0
+    finally:
+        for process in children:
+            process.kill()
+    print(f"eight at once: {time.monotonic() - started:.1f} s")
+
+    found = {run.info.run_name: run for run in runs(project)}
+    assert set(found) == {f"voc-{number}" for number in range(8)}
+    for number in range(8):
+        run = found[f"voc-{number}"]
+        assert run.info.status == "FINISHED"
+        assert run.data.params == {"train.seed": str(number)}
+        assert sorted(curve(project, run, "loss")) == [(step, float(number + step)) for step in range(200)]
+        assert len(curve(project, run, "lr")) == 200
+        scores = {name: value for name, value in run.data.metrics.items() if "iou" in name}
+        assert scores == {"mean_iou": 0.25, "iou/dining table": 0.5, "iou/door_double door": 0.75}
+        pictures = open_database(project).list_artifacts(run.info.run_id, "predictions")
+        assert [picture.path for picture in pictures] == ["predictions/0.png"]
+        inputs = {given.tags[0].value: given.dataset for given in run.inputs.dataset_inputs}
+        assert inputs["training data"].digest == dvc_md5(project / "data")
+        assert inputs["initial weights"].digest == dvc_md5(project / "weights")
+        assert inputs["training data"].name == "data"
+    assert len({run.info.experiment_id for run in found.values()}) == 2
+
+
+def test_a_killed_training_goes_on_in_the_same_run(project: Path) -> None:
+    code = """
+first, last, crop = map(int, sys.argv[1:])
+with track("train", "voc-res101", "voc", {"crop": crop}, {}, resume=Path("checkpoints/voc")) as run:
+    for step in range(first, last):
+        run.log(step, loss=1000 - step)
+    if last < 50:
+        print("killed here", flush=True)
+        time.sleep(60)
+"""
+    run_file = project / "checkpoints" / "voc" / "mlflow.json"
+    killed = child(code, 0, 30, 96)
+    until(run_file.exists)
+    killed.kill()
+    killed.communicate()
+    until(lambda: [run.info.status for run in runs(project)] == ["KILLED"])
+    (run,) = runs(project)
+    assert json.loads(run_file.read_text()) == {"run": run.info.run_id}
+
+    assert child(code, 20, 50, 96).communicate(timeout=60) == ("", "")
+    (again,) = runs(project)
+    assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
+    assert curve(project, again, "loss") == [(step, 1000.0 - step) for step in range(50)]
+    assert not run_file.exists()
+
+    # With other settings it is another training, whatever the checkpoint folder says; and so it is after a good end.
+    run_file.write_text(json.dumps({"run": run.info.run_id}))
+    assert child(code, 0, 50, 64).communicate(timeout=60) == ("", "")
+    assert [run.data.params["crop"] for run in runs(project)] == ["96", "64"]
+
+
+def test_a_run_left_running_with_its_writer_gone_is_marked(project: Path) -> None:
+    killed = child('with track("train", "voc-res101", "voc", {}, {}) as run: time.sleep(60)')
+    try:
+        until(lambda: (project / "mlflow.db").exists() and len(runs(project)) == 1)
+        writer = int(runs(project)[0].data.tags["writer"].split()[1])
+        os.kill(writer, signal.SIGKILL)
+    finally:
+        killed.kill()
+        killed.communicate()
+    assert [run.info.status for run in runs(project)] == ["RUNNING"]
+    with track("train", "voc-res101", "voc", {}, {}):
+        pass
+    assert [run.info.status for run in runs(project)] == ["KILLED", "FINISHED"]
+
+
+def test_evaluation_hangs_under_the_training_that_wrote_its_weights(project: Path) -> None:
+    for command in (["init", "-q"], ["add", "0.png"], ["commit", "-q", "-m", "x"]):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *command], check=True)
+    (project / "0.png").write_bytes(b"changed")
+    with track("train", "voc-res101", "voc", {}, {}) as run:
+        run.wrote(project / "weights")
+    with track("evaluate", "voc-res101", "voc", {}, {}, weights=project / "weights") as run:
+        run.scores({"mean_iou": 0.5})
+    (project / "weights").write_bytes(b"pulled numbers")
+    with track("evaluate", "voc-res101", "voc", {}, {}, weights=project / "weights"):
+        pass
+    training, nested, alone = runs(project)
+    assert nested.info.run_name == alone.info.run_name == "evaluate voc-res101"
+    assert nested.data.tags["mlflow.parentRunId"] == training.info.run_id
+    assert [given.dataset.digest for given in nested.inputs.dataset_inputs] == [nested.data.tags["weights.md5"]]
+    assert nested.data.tags["weights.md5"] == training.data.tags["weights.md5"] != alone.data.tags["weights.md5"]
+    assert "mlflow.parentRunId" not in alone.data.tags
+    assert alone.data.tags["weights.from"] == "elsewhere (pulled)"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert (training.data.tags["mlflow.source.git.commit"], training.data.tags["git.dirty"]) == (head, "true")
+
+
+def test_how_the_block_ends_is_how_the_run_ends(project: Path) -> None:
+    def leave(error: BaseException) -> None:
+        with track("train", "voc-res101", "voc", {}, {}):
+            raise error
+
+    with pytest.raises(ValueError, match="its own"):
+        leave(ValueError("its own"))
+    with pytest.raises(KeyboardInterrupt):
+        leave(KeyboardInterrupt())
+    until(lambda: [run.info.status for run in runs(project)] == ["FAILED", "KILLED"])
+
+
+def locked(project: Path) -> object:
+    connection = sqlite3.connect(project / "mlflow.db", isolation_level=None)
+    connection.execute("CREATE TABLE t (x)")
+    connection.execute("BEGIN EXCLUSIVE")
+    return connection
+
+
+def no_process(project: Path) -> None:
+    sys.executable = str(project / "no-python")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (locked, "database is locked"),
+        (lambda project: (project / "mlflow.db").mkdir(), "unable to open database file"),
+        (lambda project: (project / "mlflow.db").write_bytes(b"no database" * 100), "file is not a database"),
+        (lambda project: os.environ.update(MLFLOW_TRACKING_URI="sqlite:////proc/mlflow.db"), "proc/mlflow.db.lock"),
+        (lambda project: os.environ.update(MLFLOW_TRACKING_URI="http://127.0.0.1:9"), "127.0.0.1"),
+        (no_process, "no-python"),
+    ],
+    ids=["locked", "a folder", "garbage", "read-only", "server down", "no process"],
+)
+def test_whatever_is_wrong_the_stage_ends_well_with_one_line(
+    project: Path,
+    spoil: Callable[[Path], object],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "executable", sys.executable)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setattr(tracking, "PATIENCE", 0.5)
+    held = spoil(project)
+    with track("train", "voc-res101", "voc", {}, {"data": project / "data"}) as run:
+        run.log(0, loss=1.0)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("warning: MLflow lacks (part of) this run: ")
+    assert reason in err
+    assert err.count("\n") == 1
+    del held
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_database(project: Path) -> None:
+    code = """
+import resource
+import pipeline.tracking
+pipeline.tracking.PATIENCE = 1.0
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+with track("train", "voc-res101", "voc", {}, {}) as run:
+    run.log(0, loss=1.0)
+"""
+    process = child(code)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "")
+    assert err.startswith("warning: MLflow lacks")
+    assert err.count("\n") == 1
+    assert not (project / "mlflow.db").exists()
+
+
+def test_a_database_locked_for_a_while_loses_nothing(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with track("train", "voc-res101", "voc", {}, {}):
+        pass
+    connection = sqlite3.connect(project / "mlflow.db", isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    tracking_patience, tracking.PATIENCE = tracking.PATIENCE, 1.0
+    try:
+        with track("train", "voc-res101", "voc", {}, {}) as run:
+            for step in range(20):
+                run.log(step, loss=1.0)
+                time.sleep(0.1)
+            connection.execute("ROLLBACK")
+    finally:
+        tracking.PATIENCE = tracking_patience
+    assert capfd.readouterr() == ("", "")
+    assert len(curve(project, runs(project)[1], "loss")) == 20
+
+
+def test_the_stage_never_waits_for_a_writer_that_stands_still(project: Path) -> None:
+    with track("train", "voc-res101", "voc", {}, {}) as run:
+        writer = run._writer
+        assert writer
+        assert writer._process
+        os.kill(writer._process.pid, signal.SIGSTOP)
+        alarm = threading.Timer(10, os.kill, (writer._process.pid, signal.SIGCONT))
+        alarm.start()
+        try:
+            started = time.monotonic()
+            for step in range(5_000):  # 0.4 MB; the pipe holds 64 KiB
+                run.log(step, loss=1.0 / (step + 1))
+            seconds = time.monotonic() - started
+        finally:
+            alarm.cancel()
+            os.kill(writer._process.pid, signal.SIGCONT)
+    assert seconds < 2
+    assert len(curve(project, runs(project)[0], "loss")) == 5_000
+
+
+def test_a_writer_that_was_killed_and_a_picture_that_is_missing(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with track("train", "voc-res101", "voc", {}, {}) as run:
+        assert run._writer
+        assert run._writer._process
+        run._writer._process.kill()
+        run.log(0, loss=1.0)
+    assert "exit code -9" in capfd.readouterr().err
+    with track("train", "voc-res101", "voc", {}, {}) as run:
+        run.artifact(project / "gone.png")
+        run.artifact(project / "0.png")
+        run.log(7, loss=float("nan"))
+        run.log(8, loss=1.0)
+    assert "gone.png" in capfd.readouterr().err
+    (run,) = runs(project)
+    assert run.info.status == "FINISHED"
+    assert curve(project, run, "loss") == [(8, 1.0)]
+    assert [picture.path for picture in open_database(project).list_artifacts(run.info.run_id)] == ["0.png"]
+
+
+def test_only_rank_0_records(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with track("train", "voc-res101", "voc", {}, {}) as run:
+        run.log(0, loss=1.0)
+        run.wrote(project / "weights")
+    assert isinstance(run, Run)
+    assert not (project / "mlflow.db.lock").exists()
