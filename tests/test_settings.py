@@ -1,0 +1,166 @@
+"""params.yaml and profiles: what they resolve to, and what a mistake in them says."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import settings
+from refinenet.files import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the project's own params.yaml and profiles."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit(path: str, **changes: Any) -> None:
+    """Set keys of a file; a mapping is laid on the one that is there."""
+    values = yaml.safe_load(Path(path).read_text())
+    for key, value in changes.items():
+        old = values.get(key)
+        values[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    Path(path).write_text(yaml.safe_dump(values))
+
+
+def test_every_profile_in_the_repository_resolves(project: Path) -> None:
+    names = [path.stem for path in (project / "profiles").glob("*.yaml")]
+    assert {"mini", "paper"} <= set(names)
+    for name in names:
+        edit("params.yaml", profile=name)
+        resolved = settings.resolve()
+        assert len(resolved["train"]) == len(resolved["evaluate"]) == 20
+        assert len(resolved["download"]) == len(resolved["prepare"]) == 7
+
+
+def test_the_paper_profile_is_the_authors_recipe(project: Path) -> None:
+    edit("params.yaml", profile="paper")
+    train = settings.resolve()["train"]
+    recipe = train["voc-res101"]["recipe"]
+    assert (recipe["lr"], recipe["backbone_lr"], recipe["momentum"], recipe["weight_decay"]) == (5e-4, 0.1, 0.9, 5e-4)
+    assert (recipe["batch"], recipe["crop"], recipe["input_scale"]) == (1, 400, 1.2)
+    assert train["cityscapes-res101"]["recipe"]["crop"] == 600
+    # Four pooling blocks on VOC and Person-Part, two elsewhere (paper, 3.2); none in the ablation.
+    pools = {name: entry["network"]["pools"] for name, entry in train.items()}
+    assert {name for name, count in pools.items() if count == 4} == {
+        "person-res50",
+        "person-res101",
+        "person-res152",
+        "voc-res101",
+        "voc-res152",
+    }
+    assert {name for name, count in pools.items() if count == 0} == {"person-res50-nopool", "nyud-res50-nopool"}
+    assert all((e["network"]["stem"], e["network"]["width"]) == (64, 256) for e in train.values())
+
+
+def test_a_profile_says_only_where_it_differs(project: Path) -> None:
+    Path("profiles/lab.yaml").write_text(
+        """\
+base: mini
+sources:
+  voc:
+    VOCtrainval_11-May-2012.tar: {url: file:///mnt/voc.tar, md5: 6cd6e144f989b92b3379bac3b3de84fd}
+train: {steps: 7}
+datasets:
+  nyud: {train: {crop: 32}}
+"""
+    )
+    before = settings.resolve()
+    edit("params.yaml", profile="lab")
+    after = settings.resolve()
+    assert list(after["download"]["voc"]["archives"]) == ["VOCtrainval_11-May-2012.tar"]
+    assert after["download"]["voc"]["rendered"] is None
+    assert after["download"]["ade20k"] == before["download"]["ade20k"]
+    assert {e["recipe"]["steps"] for e in after["train"].values()} == {7}
+    assert after["train"]["nyud-res50"]["recipe"]["crop"] == 32
+    assert after["train"]["voc-res101"]["recipe"]["crop"] == before["train"]["voc-res101"]["recipe"]["crop"]
+
+
+def test_written_and_loaded(project: Path) -> None:
+    settings.run()
+    train = settings.load("train", "voc-res101")
+    assert train.recipe.steps == settings.resolve()["train"]["voc-res101"]["recipe"]["steps"]
+    assert train.recipe.scales == (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+    assert settings.load("evaluate", "voc-res101").protocols["multi"].scales == (0.8, 1.0, 1.2)
+    with pytest.raises(UserError, match=r"train: unknown name 'voc-res18', expected one of .*person-res50-nopool, "):
+        settings.load("train", "voc-res18")
+
+
+MISTAKES = {
+    "unknown key": ({"profil": "mini"}, {}, r"params\.yaml: unknown key profil"),
+    "no such profile": (
+        {"profile": "maxi"},
+        {},
+        r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are mini",
+    ),
+    "recipe key": ({}, {"train": {"stepz": 3}}, r"profiles/mini\.yaml: train of .*: unknown key recipe\.stepz"),
+    "recipe value": ({}, {"train": {"steps": "many"}}, r"recipe\.steps is 'many': Input should be a valid integer"),
+    "recipe range": ({}, {"train": {"steps": 0}}, r"train\.steps is 0, expected 1 or more"),
+    "cascade": (
+        {"experiments": {"x": {"data": "voc", "backbone": "resnet50", "cascade": "five"}}},
+        {},
+        r"cascade is 'five', expected one of single, two, four",
+    ),
+    "data set": (
+        {"experiments": {"x": {"data": "vok", "backbone": "resnet50"}}},
+        {},
+        r"experiments\.x\.data is 'vok', expected one of voc, context",
+    ),
+    "no source": ({"datasets": ["voc", "mine"]}, {}, r"profiles/mini\.yaml: sources\.mine is missing"),
+    "checksum": (
+        {},
+        {"sources": {"voc": {"a.tar": {"url": "file:///a.tar", "md5": "12"}}}},
+        r"a\.tar: md5 is '12', expected 32 hexadecimal digits",
+    ),
+    "device": ({}, {"device": None}, r"profiles/mini\.yaml: device is None: Input should be a valid string"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_nothing_is_written(project: Path, name: str) -> None:
+    params, profile, message = MISTAKES[name]
+    edit("params.yaml", **params)
+    edit("profiles/mini.yaml", **profile)
+    with pytest.raises(UserError, match=message) as caught:
+        settings.run()
+    assert "\n" not in str(caught.value)
+    assert not Path("settings.yaml").exists()
+
+
+def test_broken_yaml_is_one_line(project: Path) -> None:
+    Path("params.yaml").write_text("profile: [mini\n")
+    with pytest.raises(UserError, match=r"params\.yaml: not YAML: .*") as caught:
+        settings.resolve()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_gpu_or_network_is_said_before_anything_is_written(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit("params.yaml", profile="paper")
+
+    def no_driver(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(settings.ctypes, "CDLL", no_driver)
+    with pytest.raises(UserError, match=r"trains on a GPU \(device: cuda\) and this machine has none"):
+        settings.run()
+
+    def no_network(host: str, port: int) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(settings.socket, "getaddrinfo", no_network)
+    edit("profiles/paper.yaml", device="cpu")
+    with pytest.raises(UserError, match=r"downloads from thor\.robots\.ox\.ac\.uk, which cannot be reached"):
+        settings.run()
+    assert not Path("settings.yaml").exists()
