@@ -3,7 +3,7 @@
 #   snakemake --cores 8                          everything
 #   snakemake --cores 8 results/voc_table.csv    what this one file needs
 #
-# profiles/default/config.yaml sets the options; profiles/snakemake/ has clusters.
+# profiles/default/config.yaml sets the options.
 import os
 import sys
 

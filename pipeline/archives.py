@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from pipeline import progress
 from refinenet.files import UserError, whole_file
 
 if TYPE_CHECKING:
@@ -149,7 +149,6 @@ def _download(url: str, source: Source, target: Path) -> None:
 def _stream(session: Any, url: str, source: Source, partial: Path, origin: Path) -> bool:
     """Append to `partial` what is still missing. True: it holds bytes of an earlier attempt."""
     import requests
-    from tqdm import tqdm
 
     checked = source.md5 is not None or source.sha256 is not None
     have = _size(partial)
@@ -193,17 +192,8 @@ def _stream(session: Any, url: str, source: Source, partial: Path, origin: Path)
         if not have:
             partial.unlink(missing_ok=True)  # before the tag, which must never vouch for older bytes
         origin.write_text(f"{url}\n{tag}")
-        quiet = 0.0 if sys.stderr.isatty() else 30.0  # without a terminal, a line now and then
-        bar = tqdm(
-            desc=partial.name[1 : -len(".partial")],
-            initial=have,
-            total=total,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            mininterval=max(quiet, 0.1),
-            delay=quiet,
-        )
+        name = partial.name[1 : -len(".partial")]
+        bar = progress.bar(name, "B", total=total, initial=have, unit_scale=True, unit_divisor=1024)
         with bar, partial.open("ab" if have else "wb") as file:
             done = have
             # decode_content=False: some servers call a .tgz "Content-Encoding: gzip", and would have it unpacked

@@ -1,6 +1,6 @@
 """The official archives of one data set: fetched from their sources, or drawn in the same layout.
 
-    settings.yaml  ->  data/raw/<name>/<official file names>
+    settings.json  ->  data/raw/<name>/<official file names>
 
 Downloads go to data/archives/<name>/ and get a second name in data/raw/<name>/. The first is no output of the graph:
 it survives a kill, and both engines, which clear a stage's outputs before they run it again. An archive without a
@@ -31,10 +31,10 @@ def run(name: str) -> None:
             rendered.render(name, wanted.rendered, part)
         return
     if not wanted.archives:
-        raise UserError(f"settings.yaml: download.{name} has neither archives nor `rendered`")
+        raise UserError(f"settings.json: download.{name} has neither archives nor `rendered`")
     for file in wanted.archives:
         if Path(file).name != file or file.startswith("."):
-            raise UserError(f"settings.yaml: download.{name}: {file!r}, expected the plain name of an archive")
+            raise UserError(f"settings.json: download.{name}: {file!r}, expected the plain name of an archive")
     from filelock import FileLock, Timeout
 
     store = DATA / "archives" / name

@@ -6,7 +6,6 @@ One pass over the images answers every protocol that the tables ask of this mode
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from pipeline import settings
+from pipeline import progress, settings
 from pipeline.stage import main
 from pipeline.tracking import track
 from refinenet.config import Resizing
@@ -54,7 +52,7 @@ def summary(classes: Sequence[str], counts: Counts) -> dict[str, Any]:
 
 
 def run(name: str) -> None:
-    """Evaluate the experiment `name` as settings.yaml says."""
+    """Evaluate the experiment `name` as settings.json says."""
     choice = settings.load("evaluate", name)
     data = Path("data") / choice.data
     weights = Path("models") / f"{name}.safetensors"
@@ -63,11 +61,12 @@ def run(name: str) -> None:
     if not len(split):
         raise UserError(f"{split.path}: no image to evaluate on")
 
-    from refinenet import inference, training
+    from refinenet import inference
+    from refinenet.device import choose_device, reproducible
     from refinenet.network import load
 
-    device = training.choose_device(choice.device)
-    training.reproducible(choice.seed, choice.threads)
+    device = choose_device(choice.device)
+    reproducible(choice.seed, choice.threads)
     model, about = load(weights, device)
     if tuple(about["classes"]) != classes:
         raise UserError(
@@ -85,9 +84,7 @@ def run(name: str) -> None:
         **{f"scales.{k}": p.scales for k, p in choice.protocols.items()},
     }
     with track("evaluate", name, choice.data, params, {"evaluation data": data}, weights=weights) as log:
-        for index, sample in enumerate(
-            tqdm(split, desc=f"evaluate {name}", unit="image", mininterval=1, file=sys.stderr)
-        ):
+        for index, sample in enumerate(progress.bar(f"evaluate {name}", "image", split)):
             if sample.label is None:
                 raise UserError(f"{split.path}: {sample.name} has no label to score against")
             labels = inference.predict(model, sample.image, choice.protocols, resizing, choice.average)

@@ -43,7 +43,7 @@ class Stage:
     inputs: tuple[str, ...]
     param_files: tuple[str, ...]  # what counts is the values read from them, not their time
     outputs: tuple[str, ...]
-    params: Mapping[str, Any]  # key of settings.yaml -> its value
+    params: Mapping[str, Any]  # key of settings.json -> its value
     meta: Mapping[str, int]
 
     @property
@@ -164,15 +164,20 @@ def commit(repo: Any, known: Sequence[Stage]) -> int:
     A mark that is older than an input, or of other parameters, is of an earlier run that was killed: not believed.
     """
     by_address = {stage.addressing: stage for stage in repo.index.stages}
-    marked = [s for s in known if s.done.exists()]
+    marked = [stage for stage in known if stage.done.exists()]
+    # Looked at before the first commit: DVC links outputs anew, and their times would then be those of the commit.
+    believed = [stage for stage in marked if _believed(stage)]
+    for stage in sorted(believed, key=lambda stage: _time(str(stage.done))):
+        _patiently(partial(_commit, repo, by_address[stage.address]))
     for stage in marked:
-        mark = stage.done
-        whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
-        fresh = whole and all(_time(p) <= _time(str(mark)) for p in stage.inputs)
-        if fresh and mark.read_text().strip() == stage.digest():
-            _patiently(partial(_commit, repo, by_address[stage.address]))
-        mark.unlink()
-    return len(marked)
+        stage.done.unlink()
+    return len(believed)
+
+
+def _believed(stage: Stage) -> bool:
+    whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
+    fresh = whole and all(_time(p) <= _time(str(stage.done)) for p in stage.inputs)
+    return fresh and stage.done.read_text().strip() == stage.digest()
 
 
 def settle(repo: Any, known: Sequence[Stage]) -> None:

@@ -7,12 +7,9 @@ What lies in data/raw is read as the official release, whoever put it there: dow
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
-from pipeline import datasets, settings
+from pipeline import datasets, progress, settings
 from pipeline.stage import main
 from refinenet.data import Schema, write_split
 from refinenet.files import UserError, whole_folder
@@ -33,11 +30,8 @@ def run(name: str) -> None:
             check_counts(dataset, names)
         for split, images in names.items():
             schema = Schema(name, split, dataset.CLASSES, dataset.PALETTE)
-            # without a terminal, a line now and then
-            quiet = 0.0 if sys.stderr.isatty() else 30.0
-            bar = tqdm(images, f"{name} {split}", unit="image", mininterval=max(quiet, 0.1), delay=quiet)
-            with write_split(folder / f"{split}.arrow", schema) as writer, bar:
-                for image in bar:
+            with write_split(folder / f"{split}.arrow", schema) as writer:
+                for image in progress.bar(f"{name} {split}", "image", images):
                     pixels, label = reader.read(split, image)
                     try:
                         writer.add(image, pixels, label)

@@ -9,13 +9,10 @@ import csv
 import hashlib
 import json
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
-from pipeline import settings
+from pipeline import progress, settings
 from pipeline.files import dvc_md5
 from pipeline.stage import main
 from pipeline.tracking import track
@@ -24,7 +21,7 @@ from refinenet.files import whole_file
 
 
 def run(name: str) -> None:
-    """Train the experiment `name` as settings.yaml says."""
+    """Train the experiment `name` as settings.json says."""
     choice = settings.load("train", name)
     data = Path("data") / choice.data
     start = Path("weights") / f"{choice.network['backbone']}.safetensors"
@@ -35,10 +32,11 @@ def run(name: str) -> None:
     from safetensors.torch import load_file
 
     from refinenet import training
+    from refinenet.device import choose_device, reproducible
     from refinenet.network import RefineNet, save
 
-    device = training.choose_device(choice.device)
-    training.reproducible(choice.seed, choice.threads)
+    device = choose_device(choice.device)
+    reproducible(choice.seed, choice.threads)
     model = RefineNet(len(schema.classes), **choice.network)
     model.load_backbone(load_file(start), str(start))
     model.initialise(choice.recipe.initial, torch.Generator().manual_seed(choice.seed))
@@ -52,19 +50,18 @@ def run(name: str) -> None:
     checkpoints = Path("checkpoints") / name
 
     params = {**choice.network, **asdict(choice.recipe), "profile": choice.profile, "seed": choice.seed, **versions}
-    steps = choice.recipe.steps
     with (
         track(
             "train", name, choice.data, params, {"training data": data, "initial weights": start}, checkpoints
         ) as log,
-        tqdm(total=steps, desc=name, unit="step", mininterval=1, file=sys.stderr) as bar,
+        progress.bar(name, "step", total=choice.recipe.steps) as bar,
     ):
 
-        def on_step(progress: training.Progress) -> None:
-            bar.update(progress.step - bar.n)
-            if progress.point is not None:
-                bar.set_postfix(loss=f"{progress.point.loss:.3f}", refresh=False)
-                log.log(progress.step, loss=progress.point.loss, lr=progress.point.lr)
+        def on_step(done: training.Progress) -> None:
+            bar.update(done.step - bar.n)
+            if done.point is not None:
+                bar.set_postfix(loss=f"{done.point.loss:.3f}", refresh=False)
+                log.log(done.step, loss=done.point.loss, lr=done.point.lr)
 
         curve = training.train(model, split, choice.recipe, choice.seed, checkpoints, fingerprint, on_step)
         target = Path("models") / f"{name}.safetensors"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import tiny_archives
+import yaml
 from filelock import FileLock
 
 from pipeline import download, prepare
@@ -26,7 +28,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_settings(lab: Path, second: str = "benchmark.tgz", md5: str | None = None) -> None:
     voc = hashlib.md5((lab / "VOCtrainval_11-May-2012.tar").read_bytes()).hexdigest() if md5 is None else md5
-    Path("settings.yaml").write_text(
+    settings = yaml.safe_load(
         f"""\
 download:
   voc:
@@ -37,6 +39,7 @@ prepare:
   voc: {{official_counts: false}}
 """
     )
+    Path("settings.json").write_text(json.dumps(settings))
 
 
 def test_from_a_lab_mirror_to_prepared_splits(lab: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import os
 import subprocess
 import sys
@@ -38,8 +39,8 @@ ZEROS = np.zeros((H, W), np.uint8)
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project folder whose settings ask for every data set."""
-    lines = ["prepare:", *(f"  {name}: {{official_counts: false}}" for name in datasets.NAMES)]
-    (tmp_path / "settings.yaml").write_text("\n".join(lines) + "\n")
+    wanted = {"prepare": {name: {"official_counts": False} for name in datasets.NAMES}}
+    (tmp_path / "settings.json").write_text(json.dumps(wanted))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -346,7 +347,7 @@ def test_archives_that_unpack_to_too_much(project: Path, monkeypatch: pytest.Mon
 
 def test_official_counts(project: Path) -> None:
     place("ade20k")
-    (project / "settings.yaml").write_text("prepare:\n  ade20k: {official_counts: true}\n")
+    (project / "settings.json").write_text('{"prepare": {"ade20k": {"official_counts": true}}}')
     expected = r"ADE20K: train has 1 images, expected 20210; val has 1 images, expected 2000"
     with pytest.raises(UserError, match=expected):
         prepare.run("ade20k")

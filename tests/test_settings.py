@@ -134,7 +134,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(project: Path, name: str) 
     with pytest.raises(UserError, match=message) as caught:
         settings.run()
     assert "\n" not in str(caught.value)
-    assert not Path("settings.yaml").exists()
+    assert not Path("settings.json").exists()
 
 
 def test_broken_yaml_is_one_line(project: Path) -> None:
@@ -163,4 +163,4 @@ def test_a_missing_gpu_or_network_is_said_before_anything_is_written(
     edit("profiles/paper.yaml", device="cpu")
     with pytest.raises(UserError, match=r"downloads from thor\.robots\.ox\.ac\.uk, which cannot be reached"):
         settings.run()
-    assert not Path("settings.yaml").exists()
+    assert not Path("settings.json").exists()

@@ -13,8 +13,9 @@ from refinenet import RefineNet
 from refinenet.augment import Crops, assemble
 from refinenet.config import Recipe
 from refinenet.data import Schema, Split, write_split
+from refinenet.device import reproducible
 from refinenet.files import UserError
-from refinenet.training import Progress, loss_of, rate, reproducible, train
+from refinenet.training import Progress, loss_of, rate, train
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(

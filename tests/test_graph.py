@@ -1,0 +1,272 @@
+"""One graph, two engines: DVC and Snakemake see the same stages, and each finds the other's work done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import graph, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+SOURCES = ("pipeline", "refinenet", "profiles", "Snakefile", "dvc.yaml", "params.yaml", ".dvcignore")
+TINY = """\
+base: mini
+title: the smallest that goes through all stages
+rendered: {train: 6, val: 3, height: 64, width: 80}
+train: {batch: 2, crop: 48, log_every: 1, checkpoint_every: 3}
+datasets: {voc: {train: {steps: 12}}}
+"""
+
+
+def call(project: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command of the environment in the project's folder."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(project)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def start(project: Path, *command: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(project)}
+    return subprocess.Popen(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A repository of its own: the project's code and graph, VOC's two trainings only, a tiny profile."""
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["profile"] = "tiny"
+    params["datasets"] = ["voc"]
+    params["backbones"] = ["resnet101", "resnet152"]
+    params["experiments"] = {k: v for k, v in params["experiments"].items() if v["data"] == "voc"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "profiles" / "tiny.yaml").write_text(TINY)
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    call_git(tmp_path, "init", "--quiet")
+    call(tmp_path, "dvc", "init", "--quiet")
+    yield tmp_path
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def call_git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def planned(project: Path) -> set[str]:
+    """The rules that Snakemake would run for VOC's table."""
+    out = call(project, "snakemake", "--cores", "2", "--dry-run", "--quiet", "host", "--", "results/voc_table.csv")
+    return {line.split()[1].rstrip(":") for line in out.stdout.splitlines() + out.stderr.splitlines() if is_rule(line)}
+
+
+def is_rule(line: str) -> bool:
+    return line.startswith(("rule ", "localrule "))
+
+
+def changed(project: Path) -> set[str]:
+    """The stages of VOC's table that DVC holds to be out of date."""
+    status = json.loads(call(project, "dvc", "status", "--json", "--with-deps", "table-voc").stdout)
+    return set(status)
+
+
+def digest(project: Path) -> dict[str, bytes]:
+    wanted = ("models/*.safetensors", "curves/*.csv", "metrics/*.json", "results/voc_table.*")
+    return {str(p.relative_to(project)): p.read_bytes() for pattern in wanted for p in sorted(project.glob(pattern))}
+
+
+def test_snakemake_sees_the_stages_of_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules, commands, files and parameter values, as Snakemake parsed them, against DVC's own words."""
+    from dvc.repo import Repo
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.types import ResourceSettings
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(graph, "settle", lambda repo, known: None)
+    with SnakemakeApi() as api:
+        workflow = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=ROOT / "Snakefile")._workflow
+        rules = {rule.name: rule for rule in workflow.rules if rule.name != "all"}
+    stages = Repo(".").index.stages
+    resolved = settings.resolve()
+    assert len(rules) == len(stages) == 68
+    for stage in stages:
+        rule = rules[stage.addressing.replace("@", "_").replace("-", "_")]
+        params = dict(rule.params.items())
+        assert params["command"] == stage.cmd
+        assert rule.shellcmd.startswith("{params.command} && ")
+        assert {str(o) for o in rule.output} == {o.def_path for o in stage.outs}
+        files, values = set(), {}
+        for dep in stage.deps:
+            if hasattr(dep, "params"):
+                for key in dep.params:
+                    kind, _, name = key.partition(".")
+                    values[key] = resolved[kind][name]
+            else:
+                files.add(dep.def_path)
+        assert params["values"] == values
+        inputs = {str(i) for i in rule.input} - {str(i) for i in rule.input if ".snakemake" in str(i)}
+        for file in files:
+            assert file in inputs or any(i.startswith(f"{file}/") for i in inputs), (stage.addressing, file)
+        for given in inputs:
+            assert given in files or any(given.startswith(f"{file}/") for file in files), (stage.addressing, given)
+
+
+def test_every_import_of_a_stage_is_a_dependency() -> None:
+    """What a stage runs, its stage in dvc.yaml depends on; else a change of code would not rerun it.
+
+    Settings, tracking and the command line decide no result and are left out on purpose.
+    """
+    neutral = {"pipeline", "pipeline.settings", "pipeline.stage", "pipeline.tracking", "pipeline.mlflow_writer"}
+    neutral |= {"pipeline.files", "pipeline.progress", "refinenet", "refinenet.files", "refinenet.config"}
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    probe = """
+import sys
+from modulefinder import ModuleFinder
+root, file, *lazy = sys.argv[1:]
+finder = ModuleFinder(path=[root], excludes=lazy)
+finder.run_script(file)
+print(*[name for name in finder.modules if name.split(".")[0] in ("pipeline", "refinenet")])
+"""
+    # The package refinenet imports its network only when asked for it, which these two never do.
+    lazy = {"prepare": ["refinenet.network"], "table-voc": ["refinenet.network"]}
+    for name, module in {
+        "train": "train",
+        "evaluate": "evaluate",
+        "prepare": "prepare",
+        "table-voc": "tabulate",
+    }.items():
+        stage = stages[name].get("do", stages[name])
+        command = [sys.executable, "-c", probe, str(ROOT), str(ROOT / "pipeline" / f"{module}.py"), *lazy.get(name, [])]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        for imported in set(found) - neutral:
+            path = imported.replace(".", "/")
+            ways = (f"{path}.py", f"{path}/__init__.py", path)
+            assert any(way in stage["deps"] for way in ways), f"{name} imports {imported}"
+
+
+@pytest.mark.slow
+def test_each_engine_finds_the_others_work_done(project: Path) -> None:
+    call(project, "snakemake", "--cores", "2", "--", "results/voc_table.csv")
+    assert changed(project) == set()
+    assert planned(project) == set()
+    by_snakemake = digest(project)
+    assert len(by_snakemake) == 8
+
+    # DVC agrees, and finds the same bytes when it runs all of it itself.
+    before = (project / "dvc.lock").read_bytes()
+    again = call(project, "dvc", "repro", "table-voc")
+    assert "Running stage" not in again.stdout
+    call(project, "dvc", "repro", "--force", "--single-item", "train@voc-res101")
+    assert digest(project) == by_snakemake
+    assert (project / "dvc.lock").read_bytes() == before
+    assert planned(project) == set()
+
+    # A parameter that only the evaluation reads: both rerun evaluation and table, and DVC's rerun satisfies Snakemake.
+    profile = project / "profiles" / "tiny.yaml"
+    profile.write_text(TINY + "evaluate: {pictures: 1}\n")
+    assert planned(project) == {"evaluate_voc_res101", "evaluate_voc_res152", "table_voc"}
+    call(project, "dvc", "repro", "table-voc")
+    assert planned(project) == set()
+    assert changed(project) == set()
+
+    # And back: nothing is trained again.
+    profile.write_text(TINY)
+    back = call(project, "dvc", "repro", "table-voc")
+    assert "pipeline.train" not in back.stdout
+    assert digest(project) == by_snakemake
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["dvc", "snakemake"])
+def test_killed_and_started_again_ends_in_the_same_bytes(project: Path, engine: str) -> None:
+    command = {
+        "dvc": ("dvc", "repro", "train@voc-res101"),
+        "snakemake": ("snakemake", "--cores", "1", "--", "models/voc-res101.safetensors"),
+    }[engine]
+    profile = project / "profiles" / "tiny.yaml"
+    profile.write_text(TINY.replace("steps: 12", "steps: 60"))
+    process = start(project, *command)
+    checkpoints = project / "checkpoints" / "voc-res101"
+    end = time.monotonic() + 200
+    while not list(checkpoints.glob("step-*.pt")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1.5)  # by then the stage has noticed that its engine is gone
+    left = sorted(checkpoints.glob("step-*.pt"))
+    assert left
+    assert not (project / "models" / "voc-res101.safetensors").exists()
+    time.sleep(1.0)
+    assert sorted(checkpoints.glob("step-*.pt")) == left, "the stage went on after its engine was killed"
+
+    call(project, *command)
+    resumed = digest(project)
+    assert not checkpoints.exists()
+    assert len(resumed) == 2
+    curve = resumed["curves/voc-res101.csv"].decode().splitlines()
+    assert [int(line.split(",")[0]) for line in curve[1:]] == list(range(1, 61))
+
+    for file in resumed:
+        (project / file).unlink()
+    shutil.rmtree(project / ".dvc" / "cache")
+    (project / "dvc.lock").unlink(missing_ok=True)
+    call(project, *command)
+    assert digest(project) == resumed
+
+
+@pytest.mark.slow
+def test_weights_come_from_the_starter_remote(tmp_path: Path) -> None:
+    """On a fresh clone, offline: `dvc pull` brings weights that `dvc repro` then finds up to date."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    clone = tmp_path / "clone"
+    call_git(tmp_path, "clone", "--quiet", str(ROOT), str(clone))
+    call(clone, "dvc", "pull", "train@voc-res101")
+    assert [p.name for p in (clone / "models").glob("*.safetensors")] == ["voc-res101.safetensors"]
+    call(clone, "dvc", "pull", "train")
+    experiments = yaml.safe_load((clone / "params.yaml").read_text())["experiments"]
+    assert sorted(p.stem for p in (clone / "models").glob("*.safetensors")) == sorted(experiments)
+    lock: dict[str, Any] = yaml.safe_load((clone / "dvc.lock").read_text())["stages"]
+    from pipeline.files import dvc_md5
+
+    for name in experiments:
+        model = clone / "models" / f"{name}.safetensors"
+        assert dvc_md5(model) == next(o["md5"] for o in lock[f"train@{name}"]["outs"] if o["path"].startswith("models"))
+    repro = call(clone, "dvc", "repro", "train@voc-res101")
+    assert "Running stage 'prepare@voc'" in repro.stdout
+    assert "Stage 'train@voc-res101' didn't change, skipping" in repro.stdout
+    size = sum(p.stat().st_size for p in (clone / "starter").rglob("*") if p.is_file())
+    assert size < 20e6
