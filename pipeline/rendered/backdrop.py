@@ -170,9 +170,9 @@ class Backdrop:
         wall, ceiling = self.pick("wall"), self.pick("ceiling")
         self.surface(wall, [("b", _box(0, 0, w, h))])
         self.grounds("i", "floor")
-        side = [(0.0, self.ceiling - rise), (corner, self.ceiling), (corner, floor), (0.0, floor + drop)]
+        side: Points = [(0.0, self.ceiling - rise), (corner, self.ceiling), (corner, floor), (0.0, floor + drop)]
         self.surface(wall, [("d", turn(side))], origin=(0, 0))
-        trim = [
+        trim: Points = [
             (0.0, floor + drop),
             (corner, floor),
             (w, floor),
@@ -180,7 +180,7 @@ class Backdrop:
             (corner, floor - 5),
             (0.0, floor + drop - 7),
         ]
-        self.surface(wall, [("w" if wall[2] else "l", turn([(float(x), float(y)) for x, y in trim]))])
+        self.surface(wall, [("w" if wall[2] else "l", turn(trim))])
         if ceiling[1].place == "ceiling":
             self.surface(ceiling, [("b", turn([(0.0, 0.0), (w, 0.0), (w, self.ceiling), (corner, self.ceiling)]))])
 
@@ -189,8 +189,8 @@ class Backdrop:
         dice, h, w = self.dice, self.h, self.w
         self.backdrop()
         vx, vy = w * dice.integer(40, 60) / 100, float(self.horizon)
-        far = [self.own(k) for k in self.needed("far") if self.cast.looks[k] != look("building")]
-        behind = [*far, self.pick("vegetation" if dice.chance(70) else "building")]
+        distant = [self.own(k) for k in self.needed("far") if self.cast.looks[k] != look("building")]
+        behind = [*distant, self.pick("vegetation" if dice.chance(70) else "building")]
         for number, choice in enumerate(behind[::-1]):
             ridge = self.ridge(-6, w + 6, vy, vy * (30 + number * 14) / 100, choice[1].shape)
             self.surface(choice, [("b", ridge)], fade=15)

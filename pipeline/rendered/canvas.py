@@ -124,7 +124,8 @@ class Stamp:
 
     def union(self) -> NDArray[np.bool_]:
         """All pixels of the stamp."""
-        return np.logical_or.reduce(self.masks)
+        pixels: NDArray[np.bool_] = np.logical_or.reduce(self.masks)
+        return pixels
 
 
 class Canvas:
@@ -197,7 +198,8 @@ class Canvas:
         rows = whole[0::SCALE] + whole[1::SCALE] + whole[2::SCALE]
         total = (rows[:, 0::SCALE] + rows[:, 1::SCALE] + rows[:, 2::SCALE]).astype(np.int32) // (16 * SCALE * SCALE)
         grain = dice.bytes(2, self.height, self.width, 3).astype(np.int32) % 7
-        return np.clip(total + grain[0] + grain[1] - 6, 0, 255).astype(np.uint8)
+        noisy: NDArray[np.int32] = np.clip(total + grain[0] + grain[1] - 6, 0, 255)
+        return noisy.astype(np.uint8)
 
 
 def _fill(view: Field, mask: NDArray[np.bool_], piece: Piece, top: int, left: int, outlined: bool) -> None:
@@ -213,9 +215,9 @@ def _fill(view: Field, mask: NDArray[np.bool_], piece: Piece, top: int, left: in
     x = (np.arange(width, dtype=np.float32) + np.float32(box[1].start + left))[None, :]
     share = TEXTURES[texture](*_coordinates(piece.paint, x, y))
     if piece.paint.vanishing is not None:
-        near = np.clip((y - np.float32(piece.paint.vanishing[1])) * np.float32(0.03), 0, 1)
+        near: Field = np.clip((y - np.float32(piece.paint.vanishing[1])) * np.float32(0.03), 0, 1)
         share = share * near + np.float32(0.35) * (1 - near)
-    shade = np.float32(1)
+    shade: Field = np.ones((1, 1), np.float32)
     if outlined:  # lit from the upper left
         shade = np.float32(1.12) - ((y - y[0]) / height * np.float32(0.16) + (x - x[:, :1]) / width * np.float32(0.1))
     if outlined and min(height, width) > 8:

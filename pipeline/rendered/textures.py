@@ -84,12 +84,24 @@ def noise(cell: int, octaves: int = 2) -> Field:
     return ((total - low).astype(np.float32)) / np.float32(high - low)
 
 
+def _floor(t: Field) -> Field:
+    whole: Field = np.floor(t)
+    return whole
+
+
+def _unit(t: Field) -> Field:
+    """Clipped to 0..1."""
+    clipped: Field = np.clip(t, 0, 1)
+    return clipped
+
+
 def _tile(tile: Field, x: Field, y: Field) -> Field:
-    return tile[np.floor(y).astype(np.int32) & (SIZE - 1), np.floor(x).astype(np.int32) & (SIZE - 1)]
+    values: Field = tile[_floor(y).astype(np.int32) & (SIZE - 1), _floor(x).astype(np.int32) & (SIZE - 1)]
+    return values
 
 
 def _fraction(t: Field) -> Field:
-    return t - np.floor(t)
+    return t - _floor(t)
 
 
 def _wave(t: Field) -> Field:
@@ -99,7 +111,7 @@ def _wave(t: Field) -> Field:
 
 def _sharp(t: Field, gain: int = 5) -> Field:
     """The same wave with steep flanks: soft-edged bars."""
-    return np.clip((_wave(t) - np.float32(0.5)) * gain + np.float32(0.5), 0, 1)
+    return _unit((_wave(t) - np.float32(0.5)) * gain + np.float32(0.5))
 
 
 def _yes(condition: NDArray[np.bool_]) -> Field:
@@ -107,11 +119,11 @@ def _yes(condition: NDArray[np.bool_]) -> Field:
 
 
 def _parity(t: Field) -> Field:
-    return np.floor(t) - 2 * np.floor(t * np.float32(0.5))
+    return _floor(t) - 2 * _floor(t * np.float32(0.5))
 
 
 def _checks(u: Field, v: Field) -> Field:
-    return _parity(np.floor(u) + np.floor(v))
+    return _parity(_floor(u) + _floor(v))
 
 
 def _bricks(u: Field, v: Field) -> Field:
@@ -120,21 +132,22 @@ def _bricks(u: Field, v: Field) -> Field:
 
 
 def _planks(u: Field, v: Field) -> Field:
-    row = np.floor(v)
+    row = _floor(v)
     seam = np.maximum(_yes(_fraction(v) < 0.14), _yes(_fraction(u * np.float32(0.2) + row * np.float32(0.375)) < 0.04))
-    return np.maximum(seam, np.float32(0.6) * _fraction(row * np.float32(0.625)))
+    shares: Field = np.maximum(seam, np.float32(0.6) * _fraction(row * np.float32(0.625)))
+    return shares
 
 
 def _books(u: Field, v: Field) -> Field:
-    row = np.floor(v * np.float32(0.35))
+    row = _floor(v * np.float32(0.35))
     return np.maximum(
-        _fraction((np.floor(u) + 3 * row) * np.float32(0.6181640625)), _yes(_fraction(v * np.float32(0.35)) < 0.16)
+        _fraction((_floor(u) + 3 * row) * np.float32(0.6181640625)), _yes(_fraction(v * np.float32(0.35)) < 0.16)
     )
 
 
 def _scales(u: Field, v: Field) -> Field:
     across = _fraction(u + np.float32(0.5) * _parity(v)) - np.float32(0.5)
-    return np.clip(_fraction(v) * np.float32(0.7) + across * across * 2, 0, 1)
+    return _unit(_fraction(v) * np.float32(0.7) + across * across * 2)
 
 
 def _windows(u: Field, v: Field) -> Field:
@@ -144,7 +157,7 @@ def _windows(u: Field, v: Field) -> Field:
 
 def _dots(u: Field, v: Field) -> Field:
     across, down = _fraction(u) - np.float32(0.5), _fraction(v) - np.float32(0.5)
-    return np.clip((np.float32(0.13) - across * across - down * down) * 16 + np.float32(0.5), 0, 1)
+    return _unit((np.float32(0.13) - across * across - down * down) * 16 + np.float32(0.5))
 
 
 def _rings(u: Field, v: Field) -> Field:
@@ -152,19 +165,19 @@ def _rings(u: Field, v: Field) -> Field:
 
 
 def _weave(u: Field, v: Field) -> Field:
-    across = _parity(np.floor(u * np.float32(1.5)) + np.floor(v * np.float32(1.5)))
+    across = _parity(_floor(u * np.float32(1.5)) + _floor(v * np.float32(1.5)))
     return across * _wave(u * np.float32(1.5)) + (1 - across) * _wave(v * np.float32(1.5))
 
 
 # From texture coordinates (one period each) to how much of the class's second colour shows there, 0..1.
 TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
     "plain": lambda u, v: _tile(noise(64), u * 12, v * 12) * np.float32(0.3),
-    "clouds": lambda u, v: np.clip(_tile(noise(64, 4), u * 8, v * 16) * 2 - np.float32(0.7), 0, 1),
+    "clouds": lambda u, v: _unit(_tile(noise(64, 4), u * 8, v * 16) * 2 - np.float32(0.7)),
     "speckle": lambda u, v: _tile(noise(4), u * 9, v * 9),
     "grass": lambda u, v: _tile(noise(8), u * 16, v * 5),
     "fur": lambda u, v: _tile(noise(8), (u + v) * 5, (v - u) * 15),
-    "blotch": lambda u, v: np.clip(_tile(noise(32), u * 13, v * 13) * 8 - 4, 0, 1),
-    "leaves": lambda u, v: np.floor(_tile(noise(8), u * 7, v * 7) * np.float32(3.99)) / 3,
+    "blotch": lambda u, v: _unit(_tile(noise(32), u * 13, v * 13) * 8 - 4),
+    "leaves": lambda u, v: _floor(_tile(noise(8), u * 7, v * 7) * np.float32(3.99)) / np.float32(3),
     "lines": lambda u, v: _sharp(v) + u * 0,
     "bars": lambda u, v: _sharp(u) + v * 0,
     "diagonal": lambda u, v: _sharp((u + v) * np.float32(0.7)),
