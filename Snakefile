@@ -4,7 +4,6 @@
 #   snakemake --cores 8 results/voc_table.csv    what this one file needs
 #
 # profiles/default/config.yaml sets the options.
-import os
 import sys
 
 from dvc.repo import Repo
@@ -13,9 +12,8 @@ from filelock import FileLock, Timeout
 from pipeline import graph
 from refinenet.files import UserError
 
-# A stage ends when this process does: pipeline/stage.py.
-os.environ["PIPELINE_ENGINE"] = str(os.getpid())
 repo = Repo(".")
+graph.be_the_engine()
 try:
     stages = graph.stages(repo)
     if workflow.is_main_process:
@@ -44,6 +42,8 @@ for stage in stages:
             stamp=str(stage.stamp),
         output:
             [directory(o) if graph.is_folder(o) else o for o in stage.outputs],
+        log:
+            f".snakemake/stages/{stage.rule}.log",
         threads: 1
         resources:
             gpu=stage.meta.get("gpu", 0),
@@ -55,7 +55,7 @@ for stage in stages:
             done=str(stage.done),
             digest=stage.digest(),
         shell:
-            "{params.command} && mkdir -p $(dirname {params.done}) && echo {params.digest} > {params.done}"
+            "({params.command}) 2>&1 | tee {log} >&2 && mkdir -p $(dirname {params.done}) && echo {params.digest} > {params.done}"
 
 
 onsuccess:

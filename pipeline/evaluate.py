@@ -60,6 +60,8 @@ def run(name: str) -> None:
     classes, palette = split.schema.classes, split.schema.palette
     if not len(split):
         raise UserError(f"{split.path}: no image to evaluate on")
+    if not weights.is_file():
+        raise UserError(f"{weights}: no such file; `train {name}` makes it, or `dvc pull train`")
 
     from refinenet import inference
     from refinenet.device import choose_device, reproducible

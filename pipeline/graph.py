@@ -158,6 +158,11 @@ def _commit(repo: Any, stage: Any) -> None:
         stage.dump(update_pipeline=False)
 
 
+def be_the_engine() -> None:
+    """Let the stages that this process starts end when it does (pipeline/stage.py)."""
+    os.environ["PIPELINE_ENGINE"] = str(os.getpid())
+
+
 def commit(repo: Any, known: Sequence[Stage]) -> int:
     """Tell DVC of the stages that Snakemake ran to their end; the number of them.
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -20,7 +21,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from refinenet.config import Average, Config, Protocol, Recipe
+from pipeline import datasets
+from refinenet.config import RESNETS, Average, Config, Protocol, Recipe
 from refinenet.files import UserError, whole_file
 
 SETTINGS = Path("settings.json")
@@ -163,6 +165,15 @@ class Profile:
     dtype: Literal["float32", "float16"] = "float32"
     datasets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
+            raise UserError(f"device is {self.device!r}, expected cpu, cuda, cuda:<number> or mps")
+        if self.threads < 1 or self.seed < 0:
+            raise UserError(f"threads is {self.threads}, seed is {self.seed}; expected 1 or more, and 0 or more")
+
+
+_OWN = ("prepare", "rendered", "train", "evaluate")
+
 
 _T = TypeVar("_T")
 _STAGES: Mapping[str, type] = {
@@ -183,13 +194,16 @@ def build(kind: type[_T], values: object, where: str) -> _T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        # Of "a word, or a mapping" both are told; what went further in is what was meant.
+        first = max(error.errors(), key=lambda told: len(told["loc"]))
+        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part != "Source")
         if first["type"] == "unexpected_keyword_argument":
             raise UserError(f"{where}: unknown key {key}") from None
         if first["type"] in ("missing", "missing_argument"):
             raise UserError(f"{where}: key {key} is missing") from None
         raise UserError(f"{where}: {key} is {first['input']!r}: {first['msg']}") from None
+    except UserError as error:  # of a __post_init__, which does not know what file its values are from
+        raise UserError(f"{where}: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -220,12 +234,28 @@ def _profile(name: str) -> tuple[Profile, str]:
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise UserError(f"{PARAMS}: profile is {name!r}, but there is no {path}; there are {known}")
     values = read_yaml(path)
+    seen = [name]
     while (base := values.pop("base", None)) is not None:
+        if base in seen:
+            raise UserError(f"{path}: base goes in a circle: {', '.join([*seen, base])}")
+        seen.append(base)
         under = read_yaml(PROFILES / f"{base}.yaml")
+        if not isinstance(values.get("sources", {}), dict):
+            raise UserError(f"{path}: sources is {values['sources']!r}, expected data sets and their archives")
         # Sources of one data set are replaced as a whole: a base's archives have no place beside others.
         sources = {**under.get("sources", {}), **values.get("sources", {})}
         values = {**_merge(under, values), "sources": sources, **({"base": under["base"]} if "base" in under else {})}
-    return build(Profile, values, str(path)), str(path)
+    profile = build(Profile, values, str(path))
+    expected: list[tuple[str, Mapping[str, object], Collection[str]]] = [
+        ("sources", profile.sources, datasets.NAMES),
+        ("weights", profile.weights, RESNETS),
+        ("datasets", profile.datasets, datasets.NAMES),
+        *((f"datasets.{data}", own, _OWN) for data, own in profile.datasets.items()),
+    ]
+    for key, given, names in expected:
+        for unknown in sorted(given.keys() - set(names)):
+            raise UserError(f"{path}: unknown key {key}.{unknown}, expected one of {', '.join(names)}")
+    return profile, str(path)
 
 
 def resolve() -> dict[str, dict[str, Any]]:
@@ -333,6 +363,7 @@ def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
     """UserError, before anything is written, where this machine lacks what the profile needs: a GPU, a network."""
+    profile = next((PROFILES / f"{s['profile']}.yaml" for s in settings["train"].values()), PROFILES)
     if any(str(s["device"]).startswith("cuda") for s in settings["train"].values()):
         try:
             count = ctypes.c_int(0)
@@ -342,13 +373,13 @@ def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
             missing = True
         if missing:
             raise UserError(
-                "this profile trains on a GPU (device: cuda) and this machine has none; `profile: mini` needs none"
+                f"{profile}: trains on a GPU (device: cuda) and this machine has none; `profile: mini` needs none"
             )
     for host in dict.fromkeys(_hosts(settings)):
         try:
             socket.getaddrinfo(host, 443)
         except OSError as error:
-            raise UserError(f"this profile downloads from {host}, which cannot be reached ({error})") from None
+            raise UserError(f"{profile}: downloads from {host}, which cannot be reached ({error})") from None
 
 
 def run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import threading
@@ -10,6 +11,12 @@ import time
 from collections.abc import Callable
 
 from refinenet.files import UserError
+
+# What a path may answer that the user can put right: rights, a file where a folder belongs or the reverse, a full disk.
+_OF_THE_DISK = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT),
+)
 
 
 def report(run: Callable[[], None]) -> int:
@@ -25,6 +32,11 @@ def report(run: Callable[[], None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(f"error: {error.filename or 'disk'}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

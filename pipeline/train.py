@@ -17,7 +17,7 @@ from pipeline.files import dvc_md5
 from pipeline.stage import main
 from pipeline.tracking import track
 from refinenet.data import Split
-from refinenet.files import whole_file
+from refinenet.files import UserError, whole_file
 
 
 def run(name: str) -> None:
@@ -26,9 +26,12 @@ def run(name: str) -> None:
     data = Path("data") / choice.data
     start = Path("weights") / f"{choice.network['backbone']}.safetensors"
     split = Split(data / "train.arrow")
+    if not start.is_file():
+        raise UserError(f"{start}: no such file; `weights {choice.network['backbone']}` makes it")
     schema = split.schema
 
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from refinenet import training
@@ -38,7 +41,11 @@ def run(name: str) -> None:
     device = choose_device(choice.device)
     reproducible(choice.seed, choice.threads)
     model = RefineNet(len(schema.classes), **choice.network)
-    model.load_backbone(load_file(start), str(start))
+    try:
+        tensors = load_file(start)
+    except SafetensorError as error:
+        raise UserError(f"{start}: not a safetensors file, or cut short ({error})") from None
+    model.load_backbone(tensors, str(start))
     model.initialise(choice.recipe.initial, torch.Generator().manual_seed(choice.seed))
     model.to(device)
 

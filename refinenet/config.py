@@ -116,6 +116,10 @@ class Protocol:
     scales: tuple[float, ...]
     flip: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(f"scales is {list(self.scales)}, expected one or more, above 0")
+
 
 @dataclass(frozen=True)
 class Resizing:

@@ -124,7 +124,7 @@ def test_snakemake_sees_the_stages_of_dvc(monkeypatch: pytest.MonkeyPatch) -> No
         rule = rules[stage.addressing.replace("@", "_").replace("-", "_")]
         params = dict(rule.params.items())
         assert params["command"] == stage.cmd
-        assert rule.shellcmd.startswith("{params.command} && ")
+        assert rule.shellcmd.startswith("({params.command}) ")
         assert {str(o) for o in rule.output} == {o.def_path for o in stage.outs}
         files, values = set(), {}
         for dep in stage.deps:
@@ -142,19 +142,26 @@ def test_snakemake_sees_the_stages_of_dvc(monkeypatch: pytest.MonkeyPatch) -> No
             assert given in files or any(given.startswith(f"{file}/") for file in files), (stage.addressing, given)
 
 
+def test_lint() -> None:
+    """Snakemake's own lint; the environment is the locked one of the Makefile, not one of conda for each rule."""
+    lints = call(ROOT, "snakemake", "--lint", check=False)
+    titles = {line.strip() for line in (lints.stdout + lints.stderr).splitlines() if line.startswith("    * ")}
+    assert titles <= {"* Specify a conda environment or container for each rule.:"}
+
+
 def test_every_import_of_a_stage_is_a_dependency() -> None:
     """What a stage runs, its stage in dvc.yaml depends on; else a change of code would not rerun it.
 
     Settings, tracking and the command line decide no result and are left out on purpose.
     """
-    neutral = {"pipeline", "pipeline.settings", "pipeline.stage", "pipeline.tracking", "pipeline.mlflow_writer"}
+    neutral = {"pipeline", "pipeline.stage", "pipeline.tracking", "pipeline.mlflow_writer"}
     neutral |= {"pipeline.files", "pipeline.progress", "refinenet", "refinenet.files", "refinenet.config"}
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     probe = """
 import sys
 from modulefinder import ModuleFinder
 root, file, *lazy = sys.argv[1:]
-finder = ModuleFinder(path=[root], excludes=lazy)
+finder = ModuleFinder(path=[root], excludes=["pipeline.settings", *lazy])
 finder.run_script(file)
 print(*[name for name in finder.modules if name.split(".")[0] in ("pipeline", "refinenet")])
 """

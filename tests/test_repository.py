@@ -1,0 +1,42 @@
+"""What the repository holds: small files, a README that shows the results it has, paths that exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_nothing_large_but_the_starter_remote(tracked: list[Path]) -> None:
+    sizes = {path.relative_to(ROOT): path.stat().st_size for path in tracked}
+    assert sum(size for path, size in sizes.items() if path.parts[0] == "starter") < 20e6
+    assert [path for path, size in sizes.items() if size > 1e6 and path.parts[0] != "starter"] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / name).read_text())
+    assert links or name == "CONTRIBUTING.md"
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_make_targets_and_modules_named_in_the_docs_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text()
+        for target in set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE)):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{name}: make {target}"
+        for module in set(re.findall(r"python -m (pipeline\.\w+)", text)):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{name}: {module}"
