@@ -54,6 +54,8 @@ for stage in stages:
             values=stage.params,
             done=str(stage.done),
             digest=stage.digest(),
+        message:
+            stage.command
         shell:
             "({params.command}) 2>&1 | tee {log} >&2 && mkdir -p $(dirname {params.done}) && echo {params.digest} > {params.done}"
 
