@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_project
 import yaml
+from small_project import ROOT, call, git, start
 
 from pipeline import graph, settings
 
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
-SOURCES = ("pipeline", "refinenet", "profiles", "Snakefile", "dvc.yaml", "params.yaml", ".dvcignore")
 TINY = """\
 base: mini
 title: the smallest that goes through all stages
@@ -30,59 +28,10 @@ datasets: {voc: {train: {steps: 12}}}
 """
 
 
-def call(project: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command of the environment in the project's folder."""
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(project)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def start(project: Path, *command: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(project)}
-    return subprocess.Popen(
-        [str(BIN / command[0]), *command[1:]],
-        cwd=project,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Path]:
-    """A repository of its own: the project's code and graph, VOC's two trainings only, a tiny profile."""
-    for name in SOURCES:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, tmp_path / name)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["profile"] = "tiny"
-    params["datasets"] = ["voc"]
-    params["backbones"] = ["resnet101", "resnet152"]
-    params["experiments"] = {k: v for k, v in params["experiments"].items() if v["data"] == "voc"}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    (tmp_path / "profiles" / "tiny.yaml").write_text(TINY)
-    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
-    call_git(tmp_path, "init", "--quiet")
-    call(tmp_path, "dvc", "init", "--quiet")
-    yield tmp_path
+    yield small_project.make(tmp_path, TINY)
     shutil.rmtree(tmp_path, ignore_errors=True)
-
-
-def call_git(folder: Path, *arguments: str) -> None:
-    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
 
 
 def planned(project: Path) -> set[str]:
@@ -200,7 +149,7 @@ def test_each_engine_finds_the_others_work_done(project: Path) -> None:
     assert planned(project) == set()
 
     # A parameter that only the evaluation reads: both rerun evaluation and table, and DVC's rerun satisfies Snakemake.
-    profile = project / "profiles" / "tiny.yaml"
+    profile = project / "profiles" / "test.yaml"
     profile.write_text(TINY + "evaluate: {pictures: 1}\n")
     assert planned(project) == {"evaluate_voc_res101", "evaluate_voc_res152", "table_voc"}
     call(project, "dvc", "repro", "table-voc")
@@ -221,7 +170,7 @@ def test_killed_and_started_again_ends_in_the_same_bytes(project: Path, engine: 
         "dvc": ("dvc", "repro", "train@voc-res101"),
         "snakemake": ("snakemake", "--cores", "1", "--", "models/voc-res101.safetensors"),
     }[engine]
-    profile = project / "profiles" / "tiny.yaml"
+    profile = project / "profiles" / "test.yaml"
     profile.write_text(TINY.replace("steps: 12", "steps: 60"))
     process = start(project, *command)
     checkpoints = project / "checkpoints" / "voc-res101"
@@ -260,7 +209,7 @@ def test_weights_come_from_the_starter_remote(tmp_path: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     clone = tmp_path / "clone"
-    call_git(tmp_path, "clone", "--quiet", str(ROOT), str(clone))
+    git(tmp_path, "clone", "--quiet", str(ROOT), str(clone))
     call(clone, "dvc", "pull", "train@voc-res101")
     assert [p.name for p in (clone / "models").glob("*.safetensors")] == ["voc-res101.safetensors"]
     call(clone, "dvc", "pull", "train")
