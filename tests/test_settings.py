@@ -155,14 +155,14 @@ def test_a_missing_gpu_or_network_is_said_before_anything_is_written(
     def no_driver(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr(settings.ctypes, "CDLL", no_driver)
+    monkeypatch.setattr("ctypes.CDLL", no_driver)
     with pytest.raises(UserError, match=r"trains on a GPU \(device: cuda\) and this machine has none"):
         settings.run()
 
     def no_network(host: str, port: int) -> None:
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(settings.socket, "getaddrinfo", no_network)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
     edit("profiles/paper.yaml", device="cpu")
     with pytest.raises(UserError, match=r"downloads from thor\.robots\.ox\.ac\.uk, which cannot be reached"):
         settings.run()
