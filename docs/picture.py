@@ -15,25 +15,24 @@ EXPERIMENTS = (
     ("cityscapes-res101", "nyud-res152"),
     ("context-res152", "ade20k-res101"),
 )
-HEIGHT, GAP = 150, 8
+WIDTH, GAP = 700, 12
 
 
 def main() -> None:
-    """Two data sets a row, every picture scaled to one height."""
+    """Two data sets a row, every picture scaled to one width."""
     rows = []
     for pair in EXPERIMENTS:
         pictures = []
         for experiment in pair:
-            with Image.open(sorted(Path("predictions", experiment).glob("*.png"))[0]) as file:
-                width = round(file.width * HEIGHT / file.height)
-                pictures.append(np.asarray(file.convert("RGB").resize((width, HEIGHT), Image.Resampling.LANCZOS)))
-        gap = np.full((HEIGHT, 3 * GAP, 3), 255, np.uint8)
-        rows.append(np.concatenate([pictures[0], gap, pictures[1]], axis=1))
-    width = max(row.shape[1] for row in rows)
-    page = np.full((len(rows) * (HEIGHT + GAP) - GAP, width, 3), 255, np.uint8)
-    for i, row in enumerate(rows):
-        page[i * (HEIGHT + GAP) : i * (HEIGHT + GAP) + HEIGHT, : row.shape[1]] = row
-    Image.fromarray(page).quantize(200).save("docs/mini.png", optimize=True)
+            with Image.open(sorted(Path("predictions", experiment).glob("*.png"))[-1]) as file:
+                height = round(file.height * WIDTH / file.width)
+                pictures.append(file.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS))
+        row = Image.new("RGB", (2 * WIDTH + GAP, max(p.height for p in pictures)), "white")
+        for i, picture in enumerate(pictures):
+            row.paste(picture, (i * (WIDTH + GAP), 0))
+        rows.append(np.asarray(row))
+        rows.append(np.full((GAP, row.width, 3), 255, np.uint8))
+    Image.fromarray(np.concatenate(rows[:-1])).quantize(200).save("docs/mini.png", optimize=True)
 
 
 if __name__ == "__main__":
