@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from refinenet.files import UserError
 
@@ -40,6 +41,26 @@ def report(run: Callable[[], None]) -> int:
     return 0
 
 
+def _engine() -> int:
+    """The process that runs the graph and started this one; 0 where it was started by hand."""
+    if "PIPELINE_ENGINE" in os.environ:  # Snakemake says which it is
+        return int(os.environ["PIPELINE_ENGINE"])
+    if "DVC_STAGE" not in os.environ:
+        return 0
+    engine = os.getppid()
+    # DVC goes through the user's shell. Most shells turn into the command, others stay and wait for it.
+    while (name := _of_process(engine, "comm").strip()) and name.endswith("sh"):
+        engine = int(_of_process(engine, "stat").rpartition(")")[2].split()[1])
+    return engine
+
+
+def _of_process(process: int, what: str) -> str:
+    try:
+        return Path(f"/proc/{process}/{what}").read_text()
+    except OSError:
+        return ""
+
+
 def _end_with(engine: int) -> None:
     """End this process when the process `engine` has ended.
 
@@ -59,8 +80,6 @@ def main(run: Callable[[str], None], description: str | None, metavar: str) -> N
     parser = argparse.ArgumentParser(description=(description or "").partition("\n\n")[0])
     parser.add_argument("name", metavar=metavar)
     name = parser.parse_args().name
-    # Snakemake says which process it is; DVC (which sets DVC_STAGE) starts a stage as its own child.
-    engine = int(os.environ.get("PIPELINE_ENGINE", os.getppid() if "DVC_STAGE" in os.environ else 0))
-    if engine:
+    if engine := _engine():
         threading.Thread(target=_end_with, args=(engine,), daemon=True).start()
     sys.exit(report(lambda: run(name)))

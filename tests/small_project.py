@@ -36,11 +36,15 @@ def call(project: Path, *command: str, check: bool = True, **more: str) -> subpr
     return done
 
 
-def start(project: Path, *command: str) -> subprocess.Popen[bytes]:
+def start(project: Path, *command: str, **more: str) -> subprocess.Popen[bytes]:
     """Start a command of the environment in the project's folder and leave it running."""
     nothing = subprocess.DEVNULL
     return subprocess.Popen(
-        [str(BIN / command[0]), *command[1:]], cwd=project, env=_environment(project), stdout=nothing, stderr=nothing
+        [str(BIN / command[0]), *command[1:]],
+        cwd=project,
+        env=_environment(project, **more),
+        stdout=nothing,
+        stderr=nothing,
     )
 
 

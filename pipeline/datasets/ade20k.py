@@ -1,4 +1,4 @@
-"""ADE20K scene parsing, 150 classes (PAPER.md 4.6).
+"""ADE20K scene parsing, 150 classes.
 
     ADEChallengeData2016.zip   ADEChallengeData2016/images/{training,validation}/<name>.jpg
                                ADEChallengeData2016/annotations/{training,validation}/<name>.png

@@ -1,4 +1,4 @@
-"""Cityscapes, fine annotations, 19 classes (PAPER.md 4.5). Both archives need an account.
+"""Cityscapes, fine annotations, 19 classes. Both archives need an account.
 
     leftImg8bit_trainvaltest.zip   leftImg8bit/<split>/<city>/<name>_leftImg8bit.png
     gtFine_trainvaltest.zip        gtFine/<split>/<city>/<name>_gtFine_labelIds.png

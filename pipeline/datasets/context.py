@@ -1,4 +1,4 @@
-"""PASCAL-Context: 59 classes and background on images of VOC 2010 (PAPER.md 4.2).
+"""PASCAL-Context: 59 classes and background on images of VOC 2010.
 
     VOCtrainval_03-May-2010.tar   VOCdevkit/VOC2010/{JPEGImages,ImageSets/Main}
     trainval.tar.gz               trainval/<image>.mat with `LabelMap`: 1-based ids of the 459 labels

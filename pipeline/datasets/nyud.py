@@ -1,10 +1,10 @@
-"""NYUDv2, 40 classes (PAPER.md 4.3).
+"""NYUDv2, 40 classes.
 
     nyu_depth_v2_labeled.mat   HDF5: images N x 3 x W x H uint8, labels N x W x H uint16 (0 = none, 1 to 894)
     splits.mat                 trainNdxs, testNdxs: 1-based; "val" here is the test split, which the paper scores
     classMapping40.mat         mapClass: 894 labels -> 1 to 40, className
 
-The white frame around each image is removed, as the authors' code asks (PAPER.md 3.2): it is left over from the
+The white frame around each image is removed, as the authors' code asks: it is left over from the
 undistortion of the photograph, its width varies, and its labels are mostly 0. Removed are the outermost rows and
 columns that are white (255, 255, 255) from end to end, as many as there are, up to an eighth of a side; the label is
 cut to the same box. Where the frame is bent, its last pixels stay. An image without a frame stays as it is.

@@ -1,10 +1,10 @@
-"""PASCAL Person-Part: seven classes on images of VOC 2010 (PAPER.md 4.7).
+"""PASCAL Person-Part: seven classes on images of VOC 2010.
 
     VOCtrainval_03-May-2010.tar   VOCdevkit/VOC2010/JPEGImages
     pascal_person_part.zip        pascal_person_part/pascal_person_part_{gt,trainval_list}
 
 The labels are the ready-made ones (Chen et al.): index PNGs, 0 to 6, 255 = void; the lists are {train,val}_id.txt.
-The paper prints 1717 and 1818 images; the released lists have 1716 and 1817 (the latter unverified, PAPER.md 3.4).
+The paper prints 1717 and 1818 images; the released lists have 1716 and 1817 (the latter unverified).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SUN RGB-D, 37 classes, colour images only (PAPER.md 4.4).
+"""SUN RGB-D, 37 classes, colour images only.
 
     SUNRGBD.zip          SUNRGBD/<directory>/image/<file>.jpg
     SUNRGBDtoolbox.zip   SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat     an image each: rgbpath, rgbname

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 segmentation, with SBD's labels added to its training set (PAPER.md 4.1).
+"""PASCAL VOC 2012 segmentation, with SBD's labels added to its training set.
 
     VOCtrainval_11-May-2012.tar   VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}
     benchmark.tgz                 benchmark_RELEASE/dataset/{img,cls,train.txt,val.txt}  (SBD, Hariharan et al. 2011)

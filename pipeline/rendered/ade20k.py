@@ -1,4 +1,4 @@
-"""ADE20K scene parsing in the layout of its archive (PAPER.md 4.6)."""
+"""ADE20K scene parsing in the layout of its archive."""
 
 from __future__ import annotations
 

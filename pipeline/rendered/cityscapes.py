@@ -1,4 +1,4 @@
-"""Cityscapes with fine labels in the layout of its two archives (PAPER.md 4.5; ids: cityscapesScripts labels.py)."""
+"""Cityscapes with fine labels in the layout of its two archives (ids: cityscapesScripts labels.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NYU Depth v2 in the layout of its labelled archive (PAPER.md 4.3)."""
+"""NYU Depth v2 in the layout of its labelled archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 with SBD, PASCAL-Context, Person-Part, in the layouts of their archives (PAPER.md 4.1, 4.2, 4.7)."""
+"""PASCAL VOC 2012 with SBD, PASCAL-Context, Person-Part, in the layouts of their archives."""
 
 from __future__ import annotations
 

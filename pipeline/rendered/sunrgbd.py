@@ -1,4 +1,4 @@
-"""SUN RGB-D in the layout of its two archives (PAPER.md 4.4)."""
+"""SUN RGB-D in the layout of its two archives."""
 
 from __future__ import annotations
 
