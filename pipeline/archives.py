@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from pipeline import progress
-from refinenet.files import UserError, whole_file
+from refinenet.files import UserError, sync, whole_file
 
 if TYPE_CHECKING:
     from pipeline.settings import Source
@@ -137,7 +137,7 @@ def _download(url: str, source: Source, target: Path) -> None:
                         most, failures = 0, failures + 1
                         continue
                     raise _AddressError(reason) from None
-                _sync(partial)
+                sync(partial)
                 partial.replace(target)
                 _forget(partial, origin)
                 return
@@ -219,11 +219,6 @@ def _plain(error: Exception) -> str:
         return "no answer in time"
     text = str(error).split("\n")[0]
     return text if len(text) < 120 and "object at 0x" not in text else type(error).__name__
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _forget(*paths: Path) -> None:

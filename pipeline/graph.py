@@ -28,8 +28,6 @@ from refinenet.files import UserError, whole_file
 _T = TypeVar("_T")
 
 STAMPS = Path(".snakemake/stamps")  # one file a stage: command and parameter values as last seen
-
-
 DONE = Path(".snakemake/done")  # one file a stage that Snakemake ran and DVC has not been told of
 
 
@@ -112,15 +110,7 @@ def _matches_lock(entry: Mapping[str, Any], stage: Stage) -> bool:
     return entry.get("cmd") == stage.command and values == stage.params
 
 
-def _write_if_new(path: Path, text: str) -> bool:
-    if path.exists() and path.read_text() == text:
-        return False
-    with whole_file(path) as part:
-        part.write_text(text)
-    return True
-
-
-def _time(path: str) -> float:
+def _time(path: str | Path) -> float:
     return Path(path).stat().st_mtime
 
 
@@ -163,8 +153,8 @@ def be_the_engine() -> None:
     os.environ["PIPELINE_ENGINE"] = str(os.getpid())
 
 
-def commit(repo: Any, known: Sequence[Stage]) -> int:
-    """Tell DVC of the stages that Snakemake ran to their end; the number of them.
+def commit(repo: Any, known: Sequence[Stage]) -> None:
+    """Tell DVC of the stages that Snakemake ran to their end.
 
     A mark that is older than an input, or of other parameters, is of an earlier run that was killed: not believed.
     """
@@ -172,16 +162,15 @@ def commit(repo: Any, known: Sequence[Stage]) -> int:
     marked = [stage for stage in known if stage.done.exists()]
     # Looked at before the first commit: DVC links outputs anew, and their times would then be those of the commit.
     believed = [stage for stage in marked if _believed(stage)]
-    for stage in sorted(believed, key=lambda stage: _time(str(stage.done))):
+    for stage in sorted(believed, key=lambda stage: _time(stage.done)):
         _patiently(partial(_commit, repo, by_address[stage.address]))
     for stage in marked:
         stage.done.unlink()
-    return len(believed)
 
 
 def _believed(stage: Stage) -> bool:
     whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
-    fresh = whole and all(_time(p) <= _time(str(stage.done)) for p in stage.inputs)
+    fresh = whole and all(_time(p) <= _time(stage.done) for p in stage.inputs)
     return fresh and stage.done.read_text().strip() == stage.digest()
 
 
@@ -202,10 +191,12 @@ def settle(repo: Any, known: Sequence[Stage]) -> None:
     lockfile = Path("dvc.lock")
     entries = yaml.load(lockfile.read_bytes(), yaml.CSafeLoader)["stages"] if lockfile.exists() else {}
     for stage in known:
-        written = _write_if_new(stage.stamp, stage.digest())
+        if not stage.stamp.exists() or stage.stamp.read_text() != stage.digest():
+            with whole_file(stage.stamp) as part:
+                part.write_text(stage.digest())
         if _matches_lock(entries.get(stage.address, {}), stage):
             os.utime(stage.stamp, (0, 0))
-        elif not written and _time(str(stage.stamp)) == 0:
+        elif _time(stage.stamp) == 0:
             os.utime(stage.stamp)
     changed = _patiently(repo.status).keys()
     for stage in known:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.files import dvc_md5
 from pipeline.tracking import PATIENCE, QUIET, Message
-from refinenet.files import whole_file
+from refinenet.files import alive, whole_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -267,13 +267,7 @@ def _writer_gone(run: Run) -> bool:
     host, _, pid = run.data.tags.get("writer", "").partition(" ")
     if host != socket.gethostname() or not pid.isdigit():
         return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+    return not alive(int(pid))
 
 
 def _line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from refinenet.files import UserError
+from refinenet.files import UserError, alive
 
 # What a path may answer that the user can put right: rights, a file where a folder belongs or the reverse, a full disk.
 _OF_THE_DISK = (
@@ -69,9 +69,7 @@ def _end_with(engine: int) -> None:
     """
     while True:
         time.sleep(0.5)
-        try:
-            os.kill(engine, 0)
-        except ProcessLookupError:
+        if not alive(engine):
             os._exit(143)
 
 

@@ -19,7 +19,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the disk has the file or folder `path`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -27,13 +28,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _alive(pid: str) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process with this number runs on this machine, whoever's it is."""
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+        os.kill(process, 0)
+    except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 
@@ -48,7 +50,8 @@ def _part(path: Path) -> Path:
     """The name beside `path` to write to; what killed processes left under such names goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.part"):
-        if not _alive(left.name.split(".")[-2]):
+        writer = left.name.split(".")[-2]
+        if not writer.isdigit() or not alive(int(writer)):
             _remove(left)
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
@@ -60,9 +63,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
-        _sync(part)
+        sync(part)
         part.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         _remove(part)
 
@@ -76,10 +79,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield part
         for file in part.rglob("*"):
-            _sync(file)
+            sync(file)
         if path.exists() or path.is_symlink():
             _remove(path)
         part.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         _remove(part)
