@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import progress, settings
+from pipeline.pictures import GAP, colour
 from pipeline.stage import main
 from pipeline.tracking import track
 from refinenet.config import Resizing
@@ -22,20 +23,11 @@ from refinenet.data import RGB, Array, Sample, Split
 from refinenet.files import UserError, whole_file, whole_folder
 from refinenet.metrics import Counts, confusion, most_frequent, scores
 
-VOID_COLOUR = (224, 224, 192)  # as the VOC devkit draws it
-
-
-def colour(label: Array, palette: Sequence[RGB]) -> Array:
-    """H x W class indices -> H x W x 3 uint8 in the colours of the data set; void, and what is no class, is pale."""
-    table = np.full((256, 3), VOID_COLOUR, np.uint8)
-    table[: len(palette)] = palette
-    return table[label]
-
 
 def triptych(sample: Sample, prediction: Array, palette: Sequence[RGB]) -> Image.Image:
     """Image | truth | prediction, side by side."""
     assert sample.label is not None
-    gap = np.full((sample.image.shape[0], 4, 3), 255, np.uint8)
+    gap = np.full((sample.image.shape[0], GAP, 3), 255, np.uint8)
     parts = [sample.image, gap, colour(sample.label, palette), gap, colour(prediction, palette)]
     return Image.fromarray(np.concatenate(parts, axis=1))
 
@@ -98,9 +90,10 @@ def run(name: str) -> None:
         results: dict[str, Any] = {}
         for protocol, how in choice.protocols.items():
             results[protocol] = {**asdict(how), **summary(classes, totals[protocol])}
-            for score in ("pixel_accuracy", "mean_accuracy", "mean_iou"):
-                log.scores({f"{protocol}/{score}": results[protocol][score]})
-            log.scores({f"{protocol}/iou/{k}": v for k, v in results[protocol]["iou"].items() if v is not None})
+            log.scores(
+                {f"{protocol}/{k}": results[protocol][k] for k in ("pixel_accuracy", "mean_accuracy", "mean_iou")}
+            )
+            log.scores({f"{protocol}/iou/{k}": v for k, v in results[protocol]["iou"].items()})
         winner, baseline = most_frequent(totals[last])
         metrics = {
             "experiment": name,

@@ -1,4 +1,7 @@
-"""Pictures for the report as data: URIs, the same bytes every time: thumbnails (WebP, PNG) and charts (SVG)."""
+"""Labels in colour, and pictures for the report as data: URIs, the same bytes every time.
+
+Thumbnails are WebP and PNG, charts SVG.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VOID_COLOUR = (224, 224, 192)  # as the VOC devkit draws it
+
+GAP = 4  # white pixels between image, truth and prediction
 
 # Colours of the charts by role: on a light page, on a dark page. Lines and marks have 3:1 and text 4.5:1 against both.
 ROLES = {
@@ -56,11 +61,16 @@ def photo(image: Array, alt: str, width: int, quality: int) -> Picture:
     return _encode(picture, "webp", alt, quality=quality, method=6)
 
 
-def label_map(label: Array, palette: Sequence[RGB], alt: str, width: int) -> Picture:
-    """H x W class indices in the colours of the data set, void pale, at most `width` pixels wide."""
+def colour(label: Array, palette: Sequence[RGB]) -> Array:
+    """H x W class indices -> H x W x 3 uint8 in the colours of the data set; void, and what is no class, is pale."""
     table = np.full((256, 3), VOID_COLOUR, np.uint8)
     table[: len(palette)] = palette
-    return flat(table[label], alt, width)
+    return table[label]
+
+
+def label_map(label: Array, palette: Sequence[RGB], alt: str, width: int) -> Picture:
+    """H x W class indices in the colours of the data set, void pale, at most `width` pixels wide."""
+    return flat(colour(label, palette), alt, width)
 
 
 def flat(image: Array, alt: str, width: int) -> Picture:

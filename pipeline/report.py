@@ -21,14 +21,13 @@ from PIL import Image
 
 from pipeline import datasets, pictures, scores, stage, tables
 from pipeline.files import dvc_md5
-from pipeline.pictures import SERIES
+from pipeline.pictures import GAP, SERIES
 from pipeline.published import NOT_PRINTED, PROTOCOLS, Table, caveat, published, slug
 from pipeline.scores import Scores
 from refinenet.data import IGNORE_INDEX, Array, Split
 from refinenet.files import UserError, whole_file
 
 REPORT = Path("results", "report.html")
-GAP = 4  # white pixels between the parts of an image | truth | prediction picture (pipeline/evaluate.py)
 CLOSE = 1.0  # points within which a number counts as reproduced
 
 

@@ -61,8 +61,7 @@ def fetched(source: settings.Source, backbone: str, store: Path) -> dict[str, Te
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{file}: not a PyTorch state dict ({' '.join(str(error).split())[:200]})") from None
-    dropped = ("fc.weight", "fc.bias")
-    return {k: v for k, v in state.items() if k not in dropped and not k.endswith("num_batches_tracked")}
+    return {k: v for k, v in state.items() if k not in ("fc.weight", "fc.bias")}
 
 
 def run(name: str) -> None:
@@ -77,9 +76,10 @@ def run(name: str) -> None:
         tensors = seeded(choice.backbone, choice.stem, choice.seed)
     else:
         tensors = fetched(choice.source, choice.backbone, Path("data/archives/weights"))
-    load_tensors(ResNet(choice.backbone, choice.stem), tensors, choice.source.url if choice.source else "seeded start")
+    backbone = ResNet(choice.backbone, choice.stem)
+    load_tensors(backbone, tensors, choice.source.url if choice.source else "seeded start")
     with whole_file(Path(f"weights/{name}.safetensors")) as part:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part)
+        save_file(backbone.state_dict(), part)
 
 
 if __name__ == "__main__":

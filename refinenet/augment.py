@@ -67,9 +67,11 @@ class Crops:
     ) -> None:
         self._split, self._crop, self._scales = split, crop, tuple(scales)
         self._flip, self._balanced, self._seed, self._short_edge = flip, balanced, seed, short_edge
-        present = split.present()
-        images = {c: [i for i, p in enumerate(present) if c in p] for c in range(len(split.schema.classes))}
-        self._images = {c: found for c, found in images.items() if found}
+        images: dict[int, list[int]] = {}
+        for index, present in enumerate(split.present()):
+            for wanted in present.tolist():
+                images.setdefault(wanted, []).append(index)
+        self._images = sorted(images.items())  # class, the images that have it
 
     def draw(self, step: int, batch: int) -> list[Window]:
         """The windows of step `step`: the same for the same seed, whatever was drawn before."""
@@ -78,8 +80,7 @@ class Crops:
 
     def _window(self, rng: np.random.Generator) -> Window:
         if self._balanced:
-            wanted = list(self._images)[rng.integers(len(self._images))]
-            found = self._images[wanted]
+            wanted, found = self._images[rng.integers(len(self._images))]
             sample = self._split[found[rng.integers(len(found))]]
         else:
             sample = self._split[int(rng.integers(len(self._split)))]
