@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refinenet.blocks import resize
+from refinenet.blocks import imresize
 from refinenet.config import clamp_short_edge
 from refinenet.data import IGNORE_INDEX, Array, Split
 
@@ -112,7 +112,7 @@ def assemble(windows: Sequence[Window], crop: int, input_scale: float, device: t
         image = torch.from_numpy(window.image.copy()).to(device, non_blocking=True)
         label = torch.from_numpy(window.label.copy()).to(device, non_blocking=True)
         size = [min(full, max(1, round(s * window.scale * input_scale))) for s in label.shape]
-        pixels = resize(image.permute(2, 0, 1)[None].float(), size, "bicubic").clamp(0, 255)
+        pixels = imresize(image.permute(2, 0, 1)[None].float(), size).clamp(0, 255)
         marks = torch.nn.functional.interpolate(label[None, None], size=size, mode="nearest-exact")
         if window.flip:
             pixels, marks = pixels.flip(3), marks.flip(3)

@@ -1,17 +1,20 @@
-"""ResNets as feature extractors: image -> maps at 1/4, 1/8, 1/16 and 1/32 (paper, section 3.1).
+"""Backbones: image -> maps at 1/4, 1/8, 1/16 and 1/32 (paper, section 3.1). ResNets, and whatever timm has.
 
-Module and parameter names are torchvision's, so that its state dicts load as they are. The stride of a down-sampling
-block sits in its 3 x 3 convolution, as in torchvision. Batch-norm moments are constants in training too, scale and
-shift are trained (authors' My_net_util.fix_batch_norm_resnet).
+Batch-norm moments are constants in training too, scale and shift are trained (authors' fix_batch_norm_resnet in
+My_net_util.m).
 """
 
 from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refinenet.config import RESNETS
+from refinenet.config import RESNETS, Config, Stride
+from refinenet.files import UserError
 
 
 class FrozenBatchNorm(nn.Module):
@@ -36,12 +39,15 @@ class FrozenBatchNorm(nn.Module):
         return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
 
 
-def conv_norm(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
-    """norm(conv(x)) as one convolution.
+def conv_norm(conv: nn.Conv2d, norm: FrozenBatchNorm | nn.Identity, x: Tensor) -> Tensor:
+    """norm(conv(x)) as one convolution. An identity stands where the norm is part of the weights already (fast.py).
 
     With constant moments a norm only rescales the filters. Rescaling them in the graph (arXiv 2305.11624) keeps scale
     and shift trainable and saves the map between the two, nearly half of the memory of a ResNet's backward pass.
     """
+    if isinstance(norm, nn.Identity):
+        folded: Tensor = conv(x)
+        return folded
     scale = norm.scale()
     weight = conv.weight * scale[:, None, None, None]
     bias = norm.bias - norm.running_mean * scale
@@ -51,15 +57,15 @@ def conv_norm(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
 class Bottleneck(nn.Module):
     """1 x 1, 3 x 3, 1 x 1 convolutions around an identity; `width` is that of the 3 x 3, the output has 4 times it."""
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, where: Stride) -> None:
         super().__init__()
         outputs = 4 * width
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = FrozenBatchNorm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = FrozenBatchNorm(width)
+        self.conv1 = nn.Conv2d(inputs, width, 1, stride if where == "1x1" else 1, bias=False)
+        self.bn1: FrozenBatchNorm | nn.Identity = FrozenBatchNorm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride if where == "3x3" else 1, padding=1, bias=False)
+        self.bn2: FrozenBatchNorm | nn.Identity = FrozenBatchNorm(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
-        self.bn3 = FrozenBatchNorm(outputs)
+        self.bn3: FrozenBatchNorm | nn.Identity = FrozenBatchNorm(outputs)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), FrozenBatchNorm(outputs))
@@ -71,30 +77,37 @@ class Bottleneck(nn.Module):
         if self.downsample is not None:
             conv, norm = self.downsample
             assert isinstance(conv, nn.Conv2d)
-            assert isinstance(norm, FrozenBatchNorm)
+            assert isinstance(norm, (FrozenBatchNorm, nn.Identity))
             x = conv_norm(conv, norm, x)
         return F.relu(x + y)
 
 
 class ResNet(nn.Module):
-    """ResNet-50, -101 or -152 without its classifier.
+    """ResNet-50, -101 or -152 without its classifier, under torchvision's names: its state dicts load as they are.
 
     Args:
         name: "resnet50", "resnet101" or "resnet152".
         stem: channels of the first convolution; 64 is the published network, less makes every layer thinner and leaves
             depth and wiring as they are.
+        stride: a unit that halves the map does so in its "3x3" convolution, as torchvision's ResNets, or in the first
+            "1x1", as the Caffe models that the authors start from.
+
+    `channels`: depth of the four maps. `mean`, `std`: RGB moments in 0..255 of torchvision's ImageNet weights.
     """
 
-    def __init__(self, name: str, stem: int = 64) -> None:
+    mean = (123.675, 116.28, 103.53)
+    std = (58.395, 57.12, 57.375)
+
+    def __init__(self, name: str, stem: int = 64, stride: Stride = "3x3") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
-        self.bn1 = FrozenBatchNorm(stem)
+        self.bn1: FrozenBatchNorm | nn.Identity = FrozenBatchNorm(stem)
         channels = stem
         for stage, blocks in enumerate(RESNETS[name]):
             width = stem * 2**stage
             layer = []
             for block in range(blocks):
-                layer.append(Bottleneck(channels, width, stride=2 if stage and not block else 1))
+                layer.append(Bottleneck(channels, width, 2 if stage and not block else 1, stride))
                 channels = 4 * width
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layer))
         self.channels = tuple(4 * stem * 2**stage for stage in range(4))
@@ -107,3 +120,64 @@ class ResNet(nn.Module):
             x = self.get_submodule(f"layer{stage}")(x)
             maps.append(x)
         return tuple(maps)
+
+
+class TimmBackbone(nn.Module):
+    """Any model of timm that gives maps at 1/4, 1/8, 1/16 and 1/32 ("any other deep network", paper, section 3.1).
+
+    `net` is timm's features-only model; its names are the weights' names. Batch norms keep their moments in training.
+    `channels`, `mean` and `std` as in `ResNet`, the last two as timm has them for these weights.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError:
+            raise UserError(f"backbone timm:{name} needs the package timm: pip install refinenet-repro[timm]") from None
+        if not timm.is_model(name):
+            near = ", ".join(get_close_matches(name, timm.list_models())) or "nothing"
+            raise UserError(f"backbone timm:{name}: timm {timm.__version__} has no such model; near it: {near}")
+        # Windowed transformers want to be told that images of other sizes than their own will come.
+        any_size: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
+        try:
+            net: Any = timm.create_model(name, pretrained=False, features_only=True, **any_size)
+        except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+            raise UserError(f"backbone timm:{name}: timm gives no feature maps of it ({error})") from None
+        self.net = net
+        reductions = net.feature_info.reduction()
+        if any(reductions.count(reduction) != 1 for reduction in (4, 8, 16, 32)):
+            found = ", ".join(f"1/{r}" for r in reductions)
+            raise UserError(f"backbone timm:{name} has maps at {found}; expected 1/4, 1/8, 1/16 and 1/32 among them")
+        self.taken = [reductions.index(reduction) for reduction in (4, 8, 16, 32)]
+        self.channels = tuple(net.feature_info.channels()[i] for i in self.taken)
+        self.channels_last = str(getattr(net, "output_fmt", "")).endswith("NHWC")
+        moments: Any = timm.get_pretrained_cfg(name)
+        self.mean = tuple(255 * value for value in moments.mean)
+        self.std = tuple(255 * value for value in moments.std)
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Training mode for all but the batch norms, whose moments are constants."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """N x 3 x H x W, normalised -> four maps, `self.channels` deep, H and W over 4, 8, 16, 32, rounded up."""
+        height, width = x.shape[2:]
+        # Networks round odd sizes in their own ways and some refuse them: they get a multiple of 32, the rest is cut.
+        maps: Any = self.net(F.pad(x, (0, -width % 32, 0, -height % 32)))
+        four = []
+        for index, reduction in zip(self.taken, (4, 8, 16, 32), strict=True):
+            found = maps[index].permute(0, 3, 1, 2) if self.channels_last else maps[index]
+            four.append(found[:, :, : -(-height // reduction), : -(-width // reduction)])
+        return tuple(four)
+
+
+def build_backbone(config: Config) -> ResNet | TimmBackbone:
+    """The untrained backbone that `config` names."""
+    if config.backbone.startswith("timm:"):
+        return TimmBackbone(config.backbone.removeprefix("timm:"))
+    return ResNet(config.backbone, config.stem, config.stride)

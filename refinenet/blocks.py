@@ -6,8 +6,12 @@ non-linearity but the ReLUs named here: the long-range paths from the loss to th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import reduce
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,12 +24,54 @@ def conv3x3(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
 
 
 def resize(maps: Tensor, size: Sequence[int], how: Upsample = "bilinear") -> Tensor:
-    """Resize N x C x H x W to N x C x size. Paper: bilinear; the authors' my_resize.m: bicubic (imresize's default)."""
-    if maps.shape[2:] == tuple(size):
+    """Enlarge maps N x C x H x W to N x C x size.
+
+    "bilinear" is the paper's (section 3.2), "bilinear-aligned" the same with align_corners. "bicubic" is the authors'
+    my_resize.m as it runs on a GPU: both sides are scaled by the larger of the two ratios and what is too much at the
+    bottom or on the right is cut off.
+    """
+    # An exported graph is for any size: there "the same" is not known, and resizing to the same size changes nothing.
+    if not torch.compiler.is_exporting() and maps.shape[2:] == tuple(size):
         return maps
     if how == "bicubic":
-        return F.interpolate(maps, size=list(size), mode="bicubic", align_corners=False)
+        scale = torch.sym_max(size[0] / maps.shape[2], size[1] / maps.shape[3])
+        return _apply(maps, [_cubic(n, m, scale, 1.0, maps) for n, m in zip(maps.shape[2:], size, strict=True)])
     return F.interpolate(maps, size=list(size), mode="bilinear", align_corners=how == "bilinear-aligned")
+
+
+def imresize(images: Tensor, size: Sequence[int]) -> Tensor:
+    """N x C x H x W -> N x C x size as by MATLAB's imresize with a size: bicubic, anti-aliased, but not clipped."""
+    sides = zip(images.shape[2:], size, strict=True)
+    return _apply(images, [_cubic(n, m, m / n, torch.sym_min(m / n, 1.0), images) for n, m in sides])
+
+
+def _larger(a: Any, b: Any) -> Any:
+    return torch.sym_max(a, b)  # max, for sizes that an exported graph leaves open as well
+
+
+def _apply(maps: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    # As products with a matrix: their backward pass is repeatable on a GPU, that of interpolation is not.
+    return weights[0] @ maps @ weights[1].T
+
+
+def _cubic(inputs: int, outputs: int, scale: Any, shrink: Any, like: Tensor) -> Tensor:
+    """Matrix outputs x inputs of Keys' kernel (a = -0.5) at half-pixel centres, the border mirrored.
+
+    The kernel is widened by 1 / shrink, against aliasing. Each row sums to 1.
+    """
+    reach = 2 / shrink
+    centres = (torch.arange(outputs, device=like.device, dtype=torch.float64) + 0.5) / scale - 0.5
+    taps = torch.arange(2 * math.ceil(reach) + 2, device=like.device)
+    positions = torch.floor(centres - reach).long()[:, None] + taps
+    x = ((centres[:, None] - positions) * shrink).abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
+    weights = weights / weights.sum(1, keepdim=True)
+    mirrored = positions.remainder(2 * inputs)
+    mirrored = torch.minimum(mirrored, 2 * inputs - 1 - mirrored)
+    matrix = torch.zeros(outputs, inputs, dtype=torch.float64, device=like.device)
+    return matrix.scatter_add(1, mirrored, weights).to(like.dtype)
 
 
 class ResidualConvUnit(nn.Module):
@@ -59,7 +105,7 @@ class MultiResolutionFusion(nn.Module):
     def forward(self, paths: Sequence[Tensor]) -> Tensor:
         if not self.convs:
             return paths[0]
-        size = [max(p.shape[2] for p in paths), max(p.shape[3] for p in paths)]
+        size: list[Any] = [reduce(_larger, [path.shape[side] for path in paths]) for side in (2, 3)]
         maps = [resize(conv(p), size, self.upsample) for conv, p in zip(self.convs, paths, strict=True)]
         fused = maps[0]
         for other in maps[1:]:
@@ -79,15 +125,13 @@ class ChainedResidualPooling(nn.Module):
         super().__init__()
         self.order: PoolOrder = order
         self.convs = nn.ModuleList(conv3x3(channels, channels) for _ in range(pools))
+        self.pool: nn.Module = nn.MaxPool2d(5, stride=1, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
         # The identity term of the sum is the map after the ReLU.
         total = path = F.relu(x)
         for conv in self.convs:
-            if self.order == "pool-conv":
-                path = conv(F.max_pool2d(path, 5, stride=1, padding=2))
-            else:
-                path = F.max_pool2d(conv(path), 5, stride=1, padding=2)
+            path = conv(self.pool(path)) if self.order == "pool-conv" else self.pool(conv(path))
             total = total + path
         return total
 

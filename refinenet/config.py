@@ -13,6 +13,7 @@ from refinenet.files import UserError
 
 PoolOrder = Literal["pool-conv", "conv-pool"]
 Upsample = Literal["bilinear", "bilinear-aligned", "bicubic"]
+Stride = Literal["3x3", "1x1"]
 Average = Literal["probability", "log"]
 Initial = Literal["gaussian", "scaled"]
 
@@ -29,52 +30,113 @@ class Cascade:
     """Which maps feed which block, coarsest block first.
 
     `blocks`: for each block its taps (scale, stage): stage 1 to 4 of the backbone (1/4 to 1/32) at `scales[scale]` of
-    the image. Every block but the first also takes the output of the one before.
+    the image. Every block but the first also takes the output of the one before. `scales`: an independent backbone for
+    each. The authors' code says the same with `path_group_ids`.
     """
 
     blocks: tuple[tuple[tuple[int, int], ...], ...]
     scales: tuple[float, ...] = (1.0,)
 
+    def __post_init__(self) -> None:
+        # Lists, as YAML and JSON have them, are welcome.
+        object.__setattr__(self, "blocks", tuple(tuple((t[0], t[1]) for t in block) for block in self.blocks))
+        object.__setattr__(self, "scales", tuple(self.scales))
+        taps = [tap for block in self.blocks for tap in block]
+        if not self.blocks or not all(self.blocks):
+            raise UserError(f"cascade.blocks is {self.blocks}, expected one or more blocks with one or more taps each")
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(f"cascade.scales is {list(self.scales)}, expected one or more, above 0")
+        for scale, stage in taps:
+            if not 0 <= scale < len(self.scales) or not 1 <= stage <= 4:
+                raise UserError(
+                    f"cascade: tap [{scale}, {stage}] is not [scale, stage] with scale 0 to {len(self.scales) - 1} "
+                    "and stage 1 to 4"
+                )
+            if taps.count((scale, stage)) > 1:
+                raise UserError(f"cascade: tap [{scale}, {stage}] occurs twice, expected each map to feed one block")
+        for scale in range(len(self.scales)):
+            if not any(tap[0] == scale for tap in taps):
+                raise UserError(f"cascade: no block takes a map of scale {scale}, its backbone would be idle")
 
-# Table 9. The 2-scale network has seven paths (section 3.1); which, is read from the repository
-# googleinterns/out-of-distribution: the half-size image's stage 1 is unused and maps of equal resolution meet.
+
+# Table 9. The 2-scale network of the paper has seven paths (section 3.1); which, is read from the repository
+# googleinterns/out-of-distribution: the half-size image's stage 1 is unused and maps of equal resolution meet. The
+# authors' code has eight, half-size image first: path_group_ids [1 2 3 4 1 2 3 4]. The image scales 1.2 and 0.6 are an
+# input scale of 1.2 and these.
 CASCADES: Mapping[str, Cascade] = {
     "single": Cascade((((0, 4), (0, 3), (0, 2), (0, 1)),)),
     "two": Cascade((((0, 4), (0, 3)), ((0, 2), (0, 1)))),
     "four": Cascade((((0, 4),), ((0, 3),), ((0, 2),), ((0, 1),))),
     "four-two-scale": Cascade((((0, 4), (1, 3), (1, 4)), ((0, 3), (1, 2)), ((0, 2),), ((0, 1),)), scales=(1.0, 0.5)),
+    "four-two-scale-8path": Cascade(
+        (((1, 4), (0, 4)), ((1, 3), (0, 3)), ((1, 2), (0, 2)), ((1, 1), (0, 1))), scales=(1.0, 0.5)
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides which function a RefineNet's weights mean. The defaults are the paper's network."""
+    """Everything that decides which function a RefineNet's weights mean. The defaults are the paper's network.
+
+    docs/settings.md has the table of what the paper and the authors' code say and which table needs which value.
+    """
 
     classes: int
-    backbone: str = "resnet101"
-    cascade: str = "four"
+    backbone: str = "resnet101"  # or "timm:<name>", any timm model with maps at 1/4, 1/8, 1/16 and 1/32
+    cascade: str | Cascade = "four"  # one of CASCADES, or one's own
     pools: int = 2  # chained pooling blocks: 0 and 2 in the ablation, 4 for Person-Part and VOC, else 2
     order: PoolOrder = "pool-conv"  # the paper and the released VOC and Cityscapes models; the other five: conv-pool
     upsample: Upsample = "bilinear"  # the paper; "bicubic" in the authors' my_resize.m; "-aligned": align_corners
-    dropout: float = 0.5  # on stages 3 and 4 and before the classifier (authors' code; the paper does not mention it)
-    stem: int = 64  # channels of the backbone's first convolution
-    width: int = 256  # channels of the decoder; the path of stage 4 has twice as many
+    dropout: float = 0.5  # on taps of > 512 channels and before the classifier (authors' code; not in the paper)
+    width: int = 256  # channels of the decoder (paper, 3.2)
+    coarse_width: int = 512  # of the paths from stage 4 (paper, 3.2)
+    last_units: int = 3  # RCUs after the last block's pooling: its own and the two extra ones (paper, 3.2)
+    void_output: bool = False  # one more output, the last, for void (authors' code: all but Person-Part and Context)
+    stride: Stride = "3x3"  # where a ResNet's down-sampling unit has its stride: as torchvision; "1x1" as Caffe's
+    mean: tuple[float, float, float] | None = None  # RGB, taken from values in 0..255; None: as the backbone learned
+    std: tuple[float, float, float] | None = None  # the authors: 128 and 1 for every channel
+    stem: int = 64  # channels of a ResNet's first convolution; less makes it thinner and leaves depth and wiring
 
     def __post_init__(self) -> None:
-        _one_of("backbone", self.backbone, RESNETS)
-        _one_of("cascade", self.cascade, CASCADES)
+        if not self.backbone.startswith("timm:"):
+            _one_of("backbone", self.backbone, RESNETS, "timm:<name>")
+        if isinstance(self.cascade, str):
+            _one_of("cascade", self.cascade, CASCADES, "{blocks: ..., scales: ...}")
+        elif isinstance(self.cascade, Mapping):
+            object.__setattr__(self, "cascade", Cascade(**self.cascade))
         _one_of("order", self.order, ("pool-conv", "conv-pool"))
         _one_of("upsample", self.upsample, ("bilinear", "bilinear-aligned", "bicubic"))
-        for name, value in (("classes", self.classes), ("stem", self.stem), ("width", self.width)):
-            if value < 1:
-                raise UserError(f"{name} is {value}, expected 1 or more")
-        if self.pools < 0 or not 0 <= self.dropout < 1:
-            raise UserError(f"pools is {self.pools}, dropout {self.dropout}; expected 0 or more, and 0 <= dropout < 1")
+        _one_of("stride", self.stride, ("3x3", "1x1"))
+        for name in ("classes", "stem", "width", "coarse_width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if min(self.pools, self.last_units) < 0 or not 0 <= self.dropout < 1:
+            raise UserError(
+                f"pools is {self.pools}, last_units {self.last_units}, dropout {self.dropout}; "
+                "expected 0 or more, 0 or more, and 0 <= dropout < 1"
+            )
+        for name in ("mean", "std"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(value))
+                if len(value) != 3:
+                    raise UserError(f"{name} is {list(value)}, expected three numbers, R G B")
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError(f"std is {list(self.std)}, expected numbers above 0")
+
+    @property
+    def paths(self) -> Cascade:
+        """The cascade, whether it was named or written out."""
+        return self.cascade if isinstance(self.cascade, Cascade) else CASCADES[self.cascade]
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the logits."""
+        return self.classes + self.void_output
 
 
-def _one_of(name: str, value: str, known: Collection[str]) -> None:
+def _one_of(name: str, value: str, known: Collection[str], other: str = "") -> None:
     if value not in known:
-        raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+        raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}{other and f' or {other}'}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,21 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refinenet.backbones import ResNet
-from refinenet.blocks import RefineNetBlock, conv3x3, resize
-from refinenet.config import CASCADES, Config, Initial
+from refinenet.backbones import build_backbone
+from refinenet.blocks import RefineNetBlock, conv3x3, imresize
+from refinenet.config import Config, Initial
 from refinenet.files import UserError, whole_file
 
-# Of the ImageNet weights (torchvision), on values in 0..255.
-_MEAN = (123.675, 116.28, 103.53)
-_STD = (58.395, 57.12, 57.375)
+# "Dropout on the taps with more channels than this": stages 3 and 4 of a ResNet (add_init_net_dropout).
+_DROPOUT_ABOVE = 512
 
 
 class RefineNet(nn.Module):
     """RefineNet(classes=21, backbone="resnet101", cascade="four", pools=4); see `Config` for all settings.
 
     `model(images)`: N x 3 x H x W RGB, uint8 or float in 0..255, any size from 32 up -> logits N x classes x H/4 x W/4
-    (rounded up). Mean and deviation of the backbone's training are part of the model.
+    (rounded up), with `void_output` one more channel, the last, for void. Mean and deviation of the backbone's training
+    are part of the model.
     """
 
     mean: Tensor
@@ -35,43 +36,48 @@ class RefineNet(nn.Module):
     def __init__(self, classes: int, **settings: Any) -> None:
         super().__init__()
         self.config = config = Config(classes, **settings)
-        cascade = CASCADES[config.cascade]
-        self.cascade = cascade
-        # Independent backbones, one for each scale of the image.
-        backbones = [ResNet(config.backbone, config.stem) for _ in cascade.scales]
+        self.cascade = config.paths
+        backbones = [build_backbone(config) for _ in self.cascade.scales]
         channels = backbones[0].channels
         self.backbones = nn.ModuleList(backbones)
         self.adapt = nn.ModuleDict()
         self.blocks = nn.ModuleList()
         previous: int | None = None
-        for taps in cascade.blocks:
-            widths = [config.width * (2 if stage == 4 else 1) for _, stage in taps]
+        for taps in self.cascade.blocks:
+            widths = [config.coarse_width if stage == 4 else config.width for _, stage in taps]
             for (scale, stage), width in zip(taps, widths, strict=True):
                 self.adapt[f"{scale}-{stage}"] = conv3x3(channels[stage - 1], width)
-            block = RefineNetBlock(widths, previous, config.pools, config.order, config.upsample)
+            units = config.last_units if taps is self.cascade.blocks[-1] else 3
+            block = RefineNetBlock(widths, previous, config.pools, config.order, config.upsample, units)
             self.blocks.append(block)
             previous = block.channels
         assert previous is not None
-        self.classifier = conv3x3(previous, classes, bias=True)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.classifier = conv3x3(previous, config.outputs, bias=True)
+        mean, std = config.mean or backbones[0].mean, config.std or backbones[0].std
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         x = (images - self.mean) / self.std
-        size = x.shape[2:]
         maps = []
-        for scale, backbone in zip(self.cascade.scales, self.backbones, strict=True):
-            maps.append(backbone(resize(x, [max(1, round(s * scale)) for s in size], self.config.upsample)))
+        for scale, net in zip(self.cascade.scales, self.backbones, strict=True):
+            # As my_get_batch_ds_info.m: imresize to the rounded size, half up.
+            small = x if scale == 1 else imresize(x, [math.floor(side * scale + 0.5) for side in x.shape[2:]])
+            maps.append(net(small))
         previous: Tensor | None = None
         for taps, block in zip(self.cascade.blocks, self.blocks, strict=True):
-            inputs = [self.adapt[f"{s}-{t}"](self._drop(maps[s][t - 1], t >= 3)) for s, t in taps]
+            inputs = [self._adapted(maps[scale][stage - 1], f"{scale}-{stage}") for scale, stage in taps]
             previous = block(inputs, previous)
         assert previous is not None
-        logits: Tensor = self.classifier(self._drop(previous, True))
+        logits: Tensor = self.classifier(self._drop(previous))
         return logits
 
-    def _drop(self, x: Tensor, here: bool) -> Tensor:
-        return F.dropout(x, self.config.dropout, self.training) if here else x
+    def _adapted(self, tap: Tensor, name: str) -> Tensor:
+        adapted: Tensor = self.adapt[name](self._drop(tap) if tap.shape[1] > _DROPOUT_ABOVE else tap)
+        return adapted
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config.dropout, self.training)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Those that start from ImageNet weights and learn at a tenth of the rate; the others are new."""
@@ -97,15 +103,14 @@ class RefineNet(nn.Module):
                     module.bias.zero_()
 
     def load_backbone(self, weights: Mapping[str, Tensor], source: str) -> None:
-        """Start every backbone from these tensors (torchvision's names). Missing, left-over, mis-shaped: UserError."""
+        """Start every backbone from tensors named as in its state dict. Missing, left-over, mis-shaped: UserError."""
         for backbone in self.backbones:
             load_tensors(backbone, weights, source)
 
 
 def load_tensors(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load by name, strictly: a tensor that is missing, left over or mis-shaped is a UserError that names it."""
-    wanted = module.state_dict()
-    given = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    wanted, given = _counted_out(module.state_dict()), _counted_out(weights)
     for name in sorted(wanted.keys() | given.keys()):
         if name not in given:
             raise UserError(f"{source}: tensor {name} is missing")
@@ -115,14 +120,19 @@ def load_tensors(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
             raise UserError(
                 f"{source}: tensor {name} is {list(given[name].shape)}, expected {list(wanted[name].shape)}"
             )
-    module.load_state_dict(given)
+    module.load_state_dict(given, strict=False)  # what is not in it are the counters that nothing reads
+
+
+def _counted_out(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without batch norm's counters of batches seen: moments that are constants have no use for them."""
+    return {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
 
 
 def save(model: RefineNet, path: Path, about: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Write weights, configuration and `about` (class names, palette, input scale ...) as one safetensors file."""
     from safetensors.torch import save_file
 
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in _counted_out(model.state_dict()).items()}
     metadata = {"refinenet": json.dumps({"config": asdict(model.config), "about": dict(about)}, sort_keys=True)}
     with whole_file(path) as part:
         save_file(tensors, part, metadata)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from refinenet import RefineNet
+from refinenet import RefineNet, inference
 from refinenet.config import Protocol, Resizing
 from refinenet.inference import predict
 
@@ -50,6 +50,14 @@ def test_a_shared_scale_is_computed_once(model: RefineNet, monkeypatch: pytest.M
     monkeypatch.setattr(model, "forward", lambda x: (calls.append(tuple(x.shape)), forward(x))[1])
     predict(model, np.zeros((40, 40, 3), np.uint8), PROTOCOLS, Resizing())
     assert len(calls) == 4  # 0.8, 1.0, 1.2, and 1.0 mirrored
+
+
+def test_a_large_photo_is_labelled_class_by_class(model: RefineNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(2).integers(0, 256, (40, 57, 3), dtype=np.uint8)
+    whole = predict(model, image, PROTOCOLS, Resizing())
+    monkeypatch.setattr(inference, "_AT_ONCE", 100)
+    for name, label in predict(model, image, PROTOCOLS, Resizing()).items():
+        assert np.array_equal(label, whole[name])
 
 
 def test_resizing_is_the_authors() -> None:

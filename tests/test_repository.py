@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from refinenet.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +43,9 @@ def test_make_targets_and_modules_named_in_the_docs_exist() -> None:
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{name}: make {target}"
         for module in set(re.findall(r"python -m (pipeline\.\w+)", text)):
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{name}: {module}"
+
+
+def test_every_setting_of_the_network_is_documented_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*?\|.*?\| `([^`]+)` \|[^|]*\|$", (ROOT / "docs/settings.md").read_text(), re.M)
+    fields = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "classes"}
+    assert {name: str(value) for name, value in fields.items()} == dict(rows)
