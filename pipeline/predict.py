@@ -1,0 +1,310 @@
+"""Label your own images with a trained model. Needs the model file and nothing else of this project's data.
+
+For each image, under OUTPUT:
+
+    labels/NAME.png     its size, upright; pixel value = class index (255 = void), colours = the data set's palette
+    overlays/NAME.jpg   to look at: the image under the colours, and which classes occur on how much of it
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import math
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline import progress
+from pipeline.pictures import indexed, overlay
+from pipeline.stage import report
+from refinenet.config import Protocol, Resizing
+from refinenet.data import IGNORE_INDEX, RGB, Array
+from refinenet.files import UserError, whole_file
+
+if TYPE_CHECKING:
+    import torch
+
+_EXAMPLES = """\
+examples:
+  python -m pipeline.predict holiday.jpg --model models/voc-res101.safetensors
+  python -m pipeline.predict photos/ --model models/voc-res101.safetensors --scales 0.6,0.8,1.0 --flip
+  find photos -name '*.jpg' | python -m pipeline.predict - --model models/voc-res101.safetensors --output labelled
+
+A folder's structure is kept under OUTPUT; files of an earlier run are overwritten. Images are turned as their EXIF data
+say; transparent pixels count as white; of an animation the first frame is taken. What cannot be read is named, the rest
+is done, and the exit code is 1.
+"""
+
+# Looked for in folders; a file that is named itself may have any suffix. HEIC, so that a phone's folder is not "empty".
+SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in "jpg jpeg jfif mpo png webp gif bmp tif tiff ppm pgm pnm jp2 avif heic heif".split()  # noqa: SIM905
+)
+# Of the authors' demos (demo_predict_mscale_*.m), for a model file that does not say its own
+SHORT_EDGE = (450, 800)
+# Long edge over short edge of the longest photograph that is not made smaller for its memory's sake
+ASPECT = 4.0
+
+
+class Found(NamedTuple):
+    """An image to label: where it is, and its name in the folder that was asked for."""
+
+    path: Path
+    name: Path
+
+
+def find(arguments: Sequence[str], skip: Sequence[Path]) -> tuple[list[Found], list[str]]:
+    """The images that the command line means, each once, in its order, folders sorted; and what is wrong with it.
+
+    "-" is a list on stdin. Hidden files and the folders `skip` (earlier results) are not looked into.
+    """
+    found: dict[str, Found] = {}
+    wrong: list[str] = []
+    skipped = {os.path.realpath(folder) for folder in skip}
+    given = [word for argument in arguments for word in (_listed() if argument == "-" else [argument])]
+    for path in map(Path, filter(None, given)):
+        if not os.path.isdir(path):  # noqa: PTH112 - never raises
+            found.setdefault(os.path.abspath(path), Found(path, Path(path.name)))  # noqa: PTH100 - links keep names
+            continue
+        images, before = [], len(wrong)
+        for folder, folders, files in os.walk(path, onerror=lambda e: wrong.append(f"{e.filename}: {e.strerror}")):
+            folders[:] = [f for f in folders if f[0] != "." and os.path.realpath(Path(folder, f)) not in skipped]
+            images += [Path(folder, f) for f in files if f[0] != "." and Path(f).suffix.lower() in SUFFIXES]
+        if not images and len(wrong) == before:
+            wrong.append(f"{path}: no image in this folder, expected files that end in {', '.join(sorted(SUFFIXES))}")
+        for image in sorted(images):
+            found.setdefault(os.path.abspath(image), Found(image, image.relative_to(path)))  # noqa: PTH100
+    return list(found.values()), wrong
+
+
+def _listed() -> list[str]:
+    """The paths on stdin: one a line, or separated by NUL (`find -print0`)."""
+    data = sys.stdin.buffer.read()
+    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
+    return [os.fsdecode(line) for line in lines if line.strip()]
+
+
+def names(found: Sequence[Found]) -> list[Path]:
+    """For each image its name under OUTPUT, without a suffix; no two are equal.
+
+    If two would be, all names start at the folder that the images have in common. If two still would be (a.jpg beside
+    a.png), all keep their suffix.
+    """
+    short = [image.name.with_suffix("") for image in found]
+    if len(set(short)) == len(short):
+        return short
+    whole = [Path(os.path.abspath(image.path)) for image in found]  # noqa: PTH100 - links keep their names
+    common = os.path.commonpath([path.parent for path in whole])
+    whole = [path.relative_to(common) for path in whole]
+    short = [path.with_suffix("") for path in whole]
+    return short if len(set(short)) == len(short) else whole
+
+
+def read_image(path: Path) -> Array:
+    """The image as it is meant to be seen: H x W x 3 uint8 RGB, upright. UserError where it is not a whole image."""
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of size (an error comes at twice that), of odd metadata
+            with Image.open(path) as picture:
+                return np.array(_rgb(ImageOps.exif_transpose(picture)))
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        heic = path.suffix.lower() in (".heic", ".heif")
+        reason = "HEIC cannot be read, expected it as JPEG" if heic else "not an image of a kind that Pillow reads"
+        raise UserError(f"{path}: {reason}") from None
+    except Exception as error:  # Pillow's readers have no error type of their own: a broken file raises nearly anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({' '.join(reason.split())})") from None
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        # Pillow's own conversion cuts 16 bits off at 255.
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("grey values of more than 16 bits, expected 8 or 16")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError("floating-point grey values, expected 8 or 16 bits")
+    if picture.has_transparency_data:
+        # What is under a transparent pixel nobody has seen and may be anything; viewers show the page, which is white.
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+class Labeller:
+    """A trained model with what its file says of it: class names, palette, how large it wants an image."""
+
+    def __init__(self, path: Path, device: torch.device, protocol: Protocol, limits: Sequence[int] | None) -> None:
+        from refinenet.fast import FastRefineNet
+        from refinenet.network import load
+
+        model, about = load(path, device)
+        self.model = FastRefineNet(model)
+        self.classes: tuple[str, ...] = tuple(about.get("classes", ()))
+        self.palette: tuple[RGB, ...] = tuple((r, g, b) for r, g, b in about.get("palette", ()))
+        count = model.config.classes
+        if not len(self.classes) == len(self.palette) == count:
+            raise UserError(
+                f"{path}: {len(self.classes)} class names and {len(self.palette)} colours in its metadata, "
+                f"expected {count} as the network has classes"
+            )
+        self.protocol = protocol
+        low, high = limits or about.get("short_edge") or SHORT_EDGE
+        self.resizing = Resizing(about.get("input_scale", 1.0), (low, high))
+
+    def __call__(self, image: Array, where: str) -> Array:
+        """H x W x 3 uint8 -> H x W class indices, 255 where a void output wins. `where` opens an error."""
+        import torch
+
+        from refinenet.inference import predict
+
+        height, width = image.shape[:2]
+        assert self.resizing.short_edge is not None
+        factor = self.resizing.factor(height, width)
+        # Of panoramas and strips: no more pixels than of the longest photograph, and no enlarging past its long edge.
+        edge = self.resizing.short_edge[1] * self.resizing.input_scale
+        factor = min(factor, math.sqrt(ASPECT / (height * width)) * edge, max(1.0, ASPECT * edge / max(height, width)))
+        try:
+            label = predict(self.model, image, {"label": self.protocol}, Resizing(factor))["label"]
+        except (RuntimeError, MemoryError) as error:
+            # On the CPU PyTorch has no type for it.
+            if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
+                raise
+            raise UserError(
+                f"{where}: {width} x {height} pixels, more than memory has room for; try a smaller --short-edge"
+            ) from None
+        return np.where(label < len(self.classes), label, np.uint8(IGNORE_INDEX))
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    count = torch.cuda.device_count()
+    try:
+        device = torch.device(name or ("cuda" if count else "cpu"))
+    except RuntimeError:
+        raise UserError(f"--device {name}: no device of PyTorch's, expected cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: not tried, expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"--device {name}: PyTorch finds {count} GPUs here; without --device it takes what there is")
+    return device
+
+
+def _write(target: Path, picture: Image.Image, kind: str, **options: Any) -> None:
+    try:
+        with whole_file(target) as part:
+            picture.save(part, kind, **options)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise UserError(f"{target}: a longer name than this disk takes") from None
+
+
+def run(options: argparse.Namespace) -> None:
+    """Label what `options` (of `parser`) names; UserError with a count where some of it could not be done."""
+    output: Path = options.output or Path("predictions/photos") / options.model.stem
+    labels, overlays = output / "labels", output / "overlays"
+    found, wrong = find(options.images, (labels, overlays))
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    inputs = {os.path.realpath(image.path) for image in found}
+    targets = [(Path(f"{labels / name}.png"), Path(f"{overlays / name}.jpg")) for name in names(found)]
+    for target in (path for pair in targets for path in pair):
+        if os.path.realpath(target) in inputs:
+            raise UserError(f"{target}: an image to label, and the result would be written over it; choose --output")
+    if not found:
+        raise UserError("no image to label" if wrong else "an empty list, expected paths of images")
+
+    import torch
+
+    device = _device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    labeller = Labeller(options.model, device, Protocol(options.scales, options.flip), options.short_edge)
+    failed = 0
+    with progress.bar("predict", "image", total=len(found)) as bar:
+        for image, (label_file, overlay_file) in zip(found, targets, strict=True):
+            bar.set_postfix_str(image.path.name, refresh=sys.stderr.isatty())
+            try:
+                pixels = read_image(image.path)
+                label = labeller(pixels, str(image.path))
+                _write(label_file, indexed(label, labeller.palette), "png")
+                if not options.no_overlay:
+                    picture = overlay(pixels, label, labeller.classes, labeller.palette)
+                    _write(overlay_file, picture, "jpeg", quality=90, subsampling=0)
+            except UserError as error:
+                failed += 1
+                bar.write(f"error: {error}", sys.stderr)
+            bar.update()
+    if done := len(found) - failed:
+        where = f"{labels}" if options.no_overlay else f"{labels}, {overlays}"
+        print(f"{done} {'image' if done == 1 else 'images'}: {where}")
+    if failed or wrong:
+        empty = f", {len(wrong)} {'folder' if len(wrong) == 1 else 'folders'} gave none" if wrong else ""
+        raise UserError(f"{failed} of {len(found)} images not labelled{empty}")
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        scales = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        scales = (0.0,)
+    if not all(0 < scale <= 8 for scale in scales):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected numbers above 0 (8 at most) with commas between them")
+    return scales
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m pipeline.predict",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="an image, a folder of images, or - for a list of paths on stdin")
+    add("--model", type=Path, required=True, metavar="FILE", help="a model that `train` made")
+    add("--output", type=Path, metavar="FOLDER", help="default: predictions/photos/<the model's name>")
+    add("--scales", type=_scales, default=(1.0,), metavar="S,S", help="sizes to average over; default: 1.0")
+    add("--flip", action="store_true", help="average with the mirrored image, too; twice the time")
+    add(
+        "--short-edge",
+        type=int,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="the network sees an image with its short edge brought between these, in pixels; time and memory grow "
+        f"with the square of MAX; default: what the model's file says, else {SHORT_EDGE[0]} {SHORT_EDGE[1]}",
+    )
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: cuda where there is a GPU")
+    add("--threads", type=int, metavar="N", help="of the CPU; default: PyTorch's choice")
+    add("--no-overlay", action="store_true", help="labels only")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    line = parser()
+    options = line.parse_intermixed_args(arguments)
+    if options.short_edge and not 1 <= options.short_edge[0] <= options.short_edge[1]:
+        line.error(f"--short-edge is {' '.join(map(str, options.short_edge))}, expected 1 <= MIN <= MAX")
+    if options.threads is not None and options.threads < 1:
+        line.error(f"--threads is {options.threads}, expected 1 or more")
+    return report(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
