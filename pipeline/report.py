@@ -80,18 +80,19 @@ def notes(of: Table, records: list[dict[str, str]]) -> list[str]:
 
 
 def curve(experiment: str, root: Path) -> tuple[list[float], list[float], list[float]]:
-    """Steps, losses and learning rates of a training, from curves/<experiment>.csv."""
+    """Steps, losses and learning rates of a training, from curves/<experiment>.csv; empty for finished weights."""
     file = Path("curves", f"{experiment}.csv")
     try:
         with (root / file).open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+        if not {"step", "loss", "lr"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"found {', '.join(reader.fieldnames or ()) or 'nothing'}")
         columns = tuple([float(row[column]) for row in rows] for column in ("step", "loss", "lr"))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; `train {experiment}` makes it") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: expected the columns step, loss, lr with numbers ({error})") from None
-    if not rows:
-        raise UserError(f"{file}: no step in it; `train {experiment}` writes one line a step")
     return columns[0], columns[1], columns[2]
 
 
@@ -160,17 +161,20 @@ def chapter(of: Table, runs: Mapping[str, Scores], share: list[float], level: Le
         ],
         "shown": f"{source.experiment}, {PROTOCOLS[source.protocol]}",
         "predictions": predictions(source.experiment, level, root),
-        "curves": pictures.curves(chart, f"Training loss against step of {', '.join(trainings)}"),
-        "trainings": [
-            {
-                "name": name,
-                "steps": round(steps[-1]),
-                "lr": " to ".join(dict.fromkeys(f"{rate:.2g}".replace("e-0", "e-") for rate in (rates[0], rates[-1]))),
-                "loss": f"{np.mean(losses[-max(1, len(losses) // 10) :]):.3f}",
-            }
-            for name, (steps, losses, rates) in trainings.items()
-        ],
+        "curves": pictures.curves(chart, f"Training loss against step of {', '.join(trainings)}")
+        if any(steps for steps, _ in chart.values())
+        else None,
+        "trainings": [{"name": name, "told": told(*columns)} for name, columns in trainings.items()],
     }
+
+
+def told(steps: list[float], losses: list[float], rates: list[float]) -> str:
+    """A training in words."""
+    if not steps:
+        return "finished weights of others, not trained here"
+    lr = " to ".join(dict.fromkeys(f"{rate:.2g}".replace("e-0", "e-") for rate in (rates[0], rates[-1])))
+    loss = np.mean(losses[-max(1, len(losses) // 10) :])
+    return f"{round(steps[-1])} steps, learning rate {lr}, loss {loss:.3f} over the last tenth"
 
 
 def chain(run: Scores, data: str, root: Path) -> dict[str, Any]:

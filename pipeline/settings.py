@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from pipeline import datasets
-from refinenet.config import RESNETS, Average, Config, Protocol, Recipe
+from refinenet.config import RESNETS, Average, Cascade, Config, Protocol, Recipe
 from refinenet.files import UserError, whole_file
 
 SETTINGS = Path("settings.json")
@@ -50,6 +50,13 @@ class Source:
             value = getattr(self, name)
             if value is not None and (len(value) < digits or not set(value.lower()) <= set("0123456789abcdef")):
                 raise UserError(f"{self.url}: {name} is {value!r}, expected {digits} hexadecimal digits or more")
+
+
+@dataclass(frozen=True)
+class Package:
+    """Weights that an installed Python package carries (pipeline/sources.py knows which)."""
+
+    package: str
 
 
 @dataclass(frozen=True)
@@ -85,14 +92,14 @@ class Weights:
     backbone: str
     stem: int = 64
     seed: int = 0
-    source: Source | None = None
+    source: Source | Package | None = None
 
 
 @dataclass(frozen=True)
 class Train:
     """Settings of `train`. `network`: `refinenet.config.Config` but for the classes, which the data decides.
 
-    `dtype`: of the written weights.
+    `dtype`: of the written weights. `source`: finished weights, which are brought in instead of training.
     """
 
     data: str
@@ -103,6 +110,7 @@ class Train:
     threads: int
     seed: int
     dtype: Literal["float32", "float16"]
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -123,12 +131,16 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A row of params.yaml: what sets this training apart. `train` and `evaluate` change the profile's values."""
+    """A row of params.yaml: what sets this training apart.
+
+    `network`, `train` and `evaluate` change the profile's values.
+    """
 
     data: str
     backbone: str
-    cascade: str = "four"
+    cascade: str | Cascade = "four"
     pools: int = 2
+    network: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
 
@@ -148,8 +160,9 @@ class Params:
 class Profile:
     """A file of profiles/, with its base merged in.
 
-    `sources`: for each data set `rendered`, or file name -> source. `weights`: for each backbone `seeded`, or a source.
-    `datasets`: what differs for one data set, under the keys `prepare`, `rendered`, `train` and `evaluate`.
+    `sources`: for each data set `rendered`, or file name -> source. `weights`: for each backbone `seeded`, a source or
+    a package. `models`: experiment -> finished weights, which it takes instead of training. `datasets`: what differs
+    for one data set, under the keys `prepare`, `rendered`, `network`, `train` and `evaluate`.
     """
 
     title: str
@@ -157,13 +170,14 @@ class Profile:
     threads: int
     seed: int
     sources: Mapping[str, Literal["rendered"] | Mapping[str, Source]]
-    weights: Mapping[str, Literal["seeded"] | Source]
+    weights: Mapping[str, Literal["seeded"] | Source | Package]
     rendered: Rendered
     prepare: Prepare
     network: Mapping[str, Any]
     train: Mapping[str, Any]
     evaluate: Mapping[str, Any]
     dtype: Literal["float32", "float16"] = "float32"
+    models: Mapping[str, Source] = field(default_factory=dict)
     datasets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -173,7 +187,9 @@ class Profile:
             raise UserError(f"threads is {self.threads}, seed is {self.seed}; expected 1 or more, and 0 or more")
 
 
-_OWN = ("prepare", "rendered", "train", "evaluate")
+_OWN = ("prepare", "rendered", "network", "train", "evaluate")
+# Not keys: how pydantic calls the kinds of which a value may be one.
+_KINDS = ("Source", "Package", "Cascade")
 
 
 _T = TypeVar("_T")
@@ -191,7 +207,19 @@ def _checker(kind: Hashable) -> Any:
     """Pydantic's reader of the dataclass `kind`, which refuses unknown keys; made once, a run reads dozens."""
     from pydantic import ConfigDict, TypeAdapter
 
-    for known in (Source, Rendered, *_STAGES.values(), Config, Recipe, Protocol, Experiment, Params, Profile):
+    for known in (
+        Source,
+        Package,
+        Rendered,
+        *_STAGES.values(),
+        Config,
+        Cascade,
+        Recipe,
+        Protocol,
+        Experiment,
+        Params,
+        Profile,
+    ):
         setattr(known, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - no attribute a checker knows
     return TypeAdapter(cast(type, kind))
 
@@ -206,7 +234,7 @@ def build(kind: type[_T], values: object, where: str) -> _T:
     except ValidationError as error:
         # Of "a word, or a mapping" both are told; what went further in is what was meant.
         first = max(error.errors(), key=lambda told: len(told["loc"]))
-        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part != "Source")
+        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part not in _KINDS)
         if first["type"] == "unexpected_keyword_argument":
             raise UserError(f"{where}: unknown key {key}") from None
         if first["type"] in ("missing", "missing_argument"):
@@ -258,7 +286,7 @@ def _profile(name: str) -> tuple[Profile, str]:
     profile = build(Profile, values, str(path))
     expected: list[tuple[str, Mapping[str, object], Collection[str]]] = [
         ("sources", profile.sources, datasets.NAMES),
-        ("weights", profile.weights, RESNETS),
+        ("weights", {name: 0 for name in profile.weights if not name.startswith("timm:")}, RESNETS),
         ("datasets", profile.datasets, datasets.NAMES),
         *((f"datasets.{data}", own, _OWN) for data, own in profile.datasets.items()),
     ]
@@ -274,6 +302,10 @@ def resolve() -> dict[str, dict[str, Any]]:
     profile, where = _profile(params.profile)
     common = {"profile": params.profile, "device": profile.device, "threads": profile.threads, "seed": profile.seed}
     settings: dict[str, dict[str, Any]] = {stage: {} for stage in _STAGES}
+    for model in profile.models:
+        if model not in params.experiments:
+            expected = ", ".join(params.experiments)
+            raise UserError(f"{where}: models.{model} is no experiment of {PARAMS}, expected one of {expected}")
     for data in params.datasets:
         own = profile.datasets.get(data, {})
         source = profile.sources.get(data)
@@ -304,7 +336,8 @@ def resolve() -> dict[str, dict[str, Any]]:
                 raise UserError(f"{PARAMS}: experiments.{name}.{key} is {value!r}, expected one of {', '.join(known)}")
         own = profile.datasets.get(experiment.data, {})
         varied = {"backbone": experiment.backbone, "cascade": experiment.cascade, "pools": experiment.pools}
-        network = asdict(build(Config, {"classes": 1, **profile.network, **varied}, f"{where}: network of {name}"))
+        chosen = {"classes": 1, **profile.network, **own.get("network", {}), **varied, **experiment.network}
+        network = asdict(build(Config, chosen, f"{where}: network of {name}"))
         del network["classes"]
         recipe = _merge(_merge(profile.train, own.get("train", {})), experiment.train)
         settings["train"][name] = {
@@ -313,6 +346,7 @@ def resolve() -> dict[str, dict[str, Any]]:
             "network": network,
             "recipe": recipe,
             "dtype": profile.dtype,
+            "source": asdict(profile.models[name]) if name in profile.models else None,
         }
         evaluate = _merge(_merge(profile.evaluate, own.get("evaluate", {})), experiment.evaluate)
         settings["evaluate"][name] = {

@@ -1,6 +1,8 @@
 """Stage `train`: one experiment -> models/<experiment>.safetensors and curves/<experiment>.csv.
 
 Killed at any moment and started again it goes on from checkpoints/<experiment>/ and ends in the same bytes.
+An experiment whose finished weights the profile names (`models`) is not trained: they are converted, and the curve has
+no points.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ import csv
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import progress, settings
 from pipeline.files import dvc_md5
@@ -19,10 +23,16 @@ from pipeline.tracking import track
 from refinenet.data import Split
 from refinenet.files import UserError, whole_file
 
+if TYPE_CHECKING:
+    from refinenet.training import Point
+
 
 def run(name: str) -> None:
     """Train the experiment `name` as settings.json says."""
     choice = settings.load("train", name)
+    if choice.source is not None:
+        bring_in(name, choice, choice.source)
+        return
     data = Path("data") / choice.data
     start = Path("weights") / f"{choice.network['backbone']}.safetensors"
     split = Split(data / "train.arrow")
@@ -34,6 +44,7 @@ def run(name: str) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from pipeline.sources import check_fit
     from refinenet import training
     from refinenet.device import choose_device, reproducible
     from refinenet.network import RefineNet, save
@@ -45,6 +56,7 @@ def run(name: str) -> None:
         tensors = load_file(start)
     except SafetensorError as error:
         raise UserError(f"{start}: not a safetensors file, or cut short ({error})") from None
+    check_fit(start, model)
     model.load_backbone(tensors, str(start))
     model.initialise(choice.recipe.initial, torch.Generator().manual_seed(choice.seed))
     model.to(device)
@@ -77,16 +89,48 @@ def run(name: str) -> None:
             "classes": schema.classes,
             "palette": schema.palette,
             "input_scale": choice.recipe.input_scale,
+            "short_edge": choice.recipe.short_edge,
             "profile": choice.profile,
             "experiment": name,
         }
-        with whole_file(Path("curves") / f"{name}.csv") as part, part.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("step", "loss", "lr"))
-            writer.writerows((p.step, f"{p.loss:.6g}", f"{p.lr:.6g}") for p in curve)
+        write_curve(name, curve)
         save(model, target, about, getattr(torch, choice.dtype))
         log.wrote(target)
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def bring_in(name: str, choice: settings.Train, source: settings.Source) -> None:
+    """Convert the finished weights of the experiment `name`. All but the backbone of its network is as in the file."""
+    data, wanted = Path("data") / choice.data, choice.network["backbone"]
+    classes = Split(data / "train.arrow").schema.classes
+
+    import torch
+
+    from pipeline import foreign, sources
+    from refinenet.network import save
+
+    with sources.brought(source, Path("data/archives/models")) as file:
+        found = foreign.read(file, choice.data)
+        if not isinstance(found, foreign.Model) or found.network.config.backbone != wanted:
+            raise UserError(f"{file}: {found.what}, expected a RefineNet on {wanted}")
+        if tuple(found.about["classes"]) != classes:
+            raise UserError(f"{file}: {choice.data} has other classes in {data}, expected those of pipeline/datasets")
+        target = Path("models") / f"{name}.safetensors"
+        params = {"profile": choice.profile, "source": source.url, **asdict(found.network.config)}
+        with track("train", name, choice.data, params, {"training data": data, "finished weights": file}) as log:
+            write_curve(name, [])
+            about = {**found.about, "profile": choice.profile, "experiment": name}
+            save(found.network, target, about, getattr(torch, choice.dtype))
+            log.wrote(target)
+    print(f"{name}: {found.what} from {file.name}, not trained here")
+
+
+def write_curve(name: str, points: Iterable[Point]) -> None:
+    """Write curves/<name>.csv; without a point it has its header only."""
+    with whole_file(Path("curves") / f"{name}.csv") as part, part.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("step", "loss", "lr"))
+        writer.writerows((p.step, f"{p.loss:.6g}", f"{p.lr:.6g}") for p in points)
 
 
 if __name__ == "__main__":

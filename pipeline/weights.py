@@ -1,18 +1,26 @@
 """Stage `weights`: what a backbone starts from -> weights/<backbone>.safetensors.
 
 The paper profile fetches torchvision's ImageNet weights and checks their hash. The mini profile has no host to fetch
-from: it writes a seeded, untrained start of the thin network.
+from: it writes a seeded, untrained start of the thin network. Any file that pipeline/foreign.py recognises will do.
+
+    python -m pipeline.weights import FILE [--output PATH] [--dataset NAME]
+
+is a command for people: it converts a file of weights that others made, also a whole RefineNet, for use without a
+graph; the graph takes them by itself (`models` of a profile, see profiles/released.yaml).
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline import settings
-from pipeline.stage import main
+from pipeline.stage import main, report
 from refinenet.files import UserError, whole_file
 
 if TYPE_CHECKING:
@@ -48,39 +56,52 @@ def seeded(backbone: str, stem: int, seed: int) -> dict[str, Tensor]:
     return tensors
 
 
-def fetched(source: settings.Source, backbone: str, store: Path) -> dict[str, Tensor]:
-    """ImageNet weights of torchvision for this backbone, downloaded, hash-checked and without the classifier."""
-    import torch
-
-    from pipeline.archives import fetch
-
-    file = store / source.url.rsplit("/", 1)[-1]
-    fetch(source, file)
-    try:
-        # A downloaded file: tensors only, nothing in it is executed.
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{file}: not a PyTorch state dict ({' '.join(str(error).split())[:200]})") from None
-    return {k: v for k, v in state.items() if k not in ("fc.weight", "fc.bias")}
-
-
 def run(name: str) -> None:
     """Write weights/<name>.safetensors."""
     choice = settings.load("weights", name)
+    target = Path(f"weights/{name}.safetensors")
+    from refinenet.config import Config
+
+    config = Config(1, choice.backbone, stem=choice.stem)
+    if choice.source is not None:
+        from pipeline import sources
+
+        sources.backbone(choice.source, config, Path("data/archives/weights")).save(target)
+        return
+    if choice.backbone.startswith("timm:"):
+        raise UserError(f"weights.{name}: a seeded start is a ResNet's, expected {{package: ...}}")
     from safetensors.torch import save_file
 
-    from refinenet.backbones import ResNet
+    from refinenet.backbones import build_backbone
     from refinenet.network import load_tensors
 
-    if choice.source is None:
-        tensors = seeded(choice.backbone, choice.stem, choice.seed)
-    else:
-        tensors = fetched(choice.source, choice.backbone, Path("data/archives/weights"))
-    backbone = ResNet(choice.backbone, choice.stem)
-    load_tensors(backbone, tensors, choice.source.url if choice.source else "seeded start")
-    with whole_file(Path(f"weights/{name}.safetensors")) as part:
+    backbone = build_backbone(config)
+    load_tensors(backbone, seeded(choice.backbone, choice.stem, choice.seed), "seeded start")
+    with whole_file(target) as part:
         save_file(backbone.state_dict(), part)
 
 
+def bring_in(arguments: Sequence[str]) -> None:
+    """The command `import`: recognise a file of weights, convert it, say in one line what it was and where it went."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.weights import",
+        description="Convert a ResNet of torchvision or MatConvNet, or a RefineNet of the authors or of DrSleep.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="recognised by what is in it")
+    parser.add_argument("--output", metavar="PATH", type=Path, help="default: weights/ or models/, by what it is")
+    parser.add_argument("--dataset", metavar="NAME", help="whose classes a RefineNet has to have")
+    given = parser.parse_args(arguments)
+    from pipeline import foreign
+
+    found = foreign.read(given.file, given.dataset)
+    target: Path = given.output or found.place
+    if given.output is None and target.exists():
+        raise UserError(f"{target}: exists already; --output PATH names another place, or this one")
+    found.save(target)
+    print(f"{given.file}: {found.what} -> {target}")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["import"]:
+        sys.exit(report(lambda: bring_in(sys.argv[2:])))
     main(run, __doc__, "BACKBONE")

