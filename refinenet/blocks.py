@@ -100,12 +100,14 @@ class MultiResolutionFusion(nn.Module):
         super().__init__()
         self.channels = min(inputs)
         self.upsample: Upsample = upsample
+        self.largest: int | None = None  # the path that is the largest for any image, where a graph is to rely on one
         self.convs = nn.ModuleList(conv3x3(c, self.channels) for c in inputs) if len(inputs) > 1 else nn.ModuleList()
 
     def forward(self, paths: Sequence[Tensor]) -> Tensor:
         if not self.convs:
             return paths[0]
-        size: list[Any] = [reduce(_larger, [path.shape[side] for path in paths]) for side in (2, 3)]
+        likely = paths if self.largest is None else [paths[self.largest]]
+        size: list[Any] = [reduce(_larger, [path.shape[side] for path in likely]) for side in (2, 3)]
         maps = [resize(conv(p), size, self.upsample) for conv, p in zip(self.convs, paths, strict=True)]
         fused = maps[0]
         for other in maps[1:]:

@@ -1,8 +1,8 @@
 """Fast inference: the same function in fewer operations. Norms folded, channels last, Winograd's convolution on CPUs.
 
 Most of a RefineNet's arithmetic is 3 x 3 convolutions of stride 1. Winograd's algorithm (Lavin and Gray, CVPR 2016)
-makes 6 x 6 results of a tile of 8 x 8 pixels with 64 multiplications instead of 324, as 64 matrix products over all tiles
-and channels. Its price is a rounding error of 1e-5 of the largest value, and seven times the memory for these weights.
+makes 6 x 6 results of a tile of 8 x 8 pixels with 64 multiplications instead of 324, as 64 matrix products over all
+tiles and channels. It costs a rounding error of 1e-5 of the largest value and seven times the memory for these weights.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +61,7 @@ class RefineNet(nn.Module):
         maps = []
         for scale, net in zip(self.cascade.scales, self.backbones, strict=True):
             # As my_get_batch_ds_info.m: imresize to the rounded size, half up.
-            small = x if scale == 1 else imresize(x, [math.floor(side * scale + 0.5) for side in x.shape[2:]])
+            small = x if scale == 1 else imresize(x, [torch.sym_int(side * scale + 0.5) for side in x.shape[2:]])
             maps.append(net(small))
         previous: Tensor | None = None
         for taps, block in zip(self.cascade.blocks, self.blocks, strict=True):
