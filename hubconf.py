@@ -19,6 +19,8 @@ def refinenet(classes: int = 21, weights: str | None = None, **settings: Any) ->
     from refinenet import RefineNet, load
 
     if weights is not None:
+        if settings:
+            raise TypeError(f"{weights} has its own settings, expected no {', '.join(settings)}")
         model, _ = load(weights)
         return model
     return RefineNet(classes, **settings).eval()

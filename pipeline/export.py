@@ -37,12 +37,12 @@ def run(options: argparse.Namespace) -> None:
     kinds: Mapping[str, Callable[..., float]] = {".onnx": export.to_onnx, ".pt2": export.save_pt2}
     dtype = torch.uint8 if options.uint8 else torch.float32
     difference = kinds[target.suffix](model, target, about, dtype)
-    files = [target, *target.parent.glob(f"{target.name}.data")]
-    size = sum(file.stat().st_size for file in files) / 1e6
+    files = [target, Path(f"{target}.data")] if target.suffix == ".onnx" else [target]
+    size = sum(file.stat().st_size for file in files if file.exists()) / 1e6
     kind: Any = f"ONNX, opset {export.OPSET}" if target.suffix == ".onnx" else "torch.export"
     print(
         f"{target}: {kind}, {size:.1f} MB, images N x 3 x H x W {'uint8' if options.uint8 else 'float32'} -> logits "
-        f"N x {model.config.outputs} x H/4 x W/4, {difference:.0e} off the model's"
+        f"N x {model.config.outputs} x H/4 x W/4, {difference:.0e} off the model's (limit {export.TOLERANCE:.0e})"
     )
 
 

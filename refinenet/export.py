@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from refinenet.backbones import TimmBackbone
 from refinenet.blocks import RefineNetBlock
-from refinenet.fast import _fold
+from refinenet.fast import fold
 from refinenet.files import UserError, whole_file
 from refinenet.network import RefineNet
 
@@ -104,8 +104,9 @@ def to_onnx(
         difference = _difference(
             path, wanted, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
         )
+        weights = Path(f"{path}.data")
+        weights.unlink(missing_ok=True)  # of the file that this one replaces
         if large:
-            weights = Path(f"{path}.data")
             with whole_file(weights) as data:
                 Path(folder, weights.name).replace(data)
         file.replace(part)
@@ -129,7 +130,7 @@ def _program(net: RefineNet, dtype: torch.dtype) -> torch.export.ExportedProgram
     if dtype not in (torch.float32, torch.uint8):
         raise UserError(f"images of {dtype}: expected torch.float32 or torch.uint8")
     for backbone in net.backbones:
-        _fold(backbone)
+        fold(backbone)
         if isinstance(backbone, TimmBackbone):
             backbone.net = _of_no_size(backbone, net.config.backbone)
     _order(net)

@@ -191,7 +191,7 @@ def _prepared(model: RefineNet, winograd: bool) -> RefineNet:
     net = copy.deepcopy(model, shared).eval()
     with torch.no_grad():
         for backbone in net.backbones:
-            _fold(backbone)
+            fold(backbone)
         weight = net.classifier.weight
         on_cpu = weight.device.type == "cpu"
         winograd = winograd and on_cpu and weight.dtype == torch.float32
@@ -209,7 +209,7 @@ def _prepared(model: RefineNet, winograd: bool) -> RefineNet:
     return net
 
 
-def _fold(backbone: nn.Module) -> None:
+def fold(backbone: nn.Module) -> None:
     """Multiply every norm of the backbone into the convolution before it."""
     if isinstance(backbone, ResNet):
         _merge(backbone, "conv1", "bn1")
