@@ -106,8 +106,8 @@ class MultiResolutionFusion(nn.Module):
     def forward(self, paths: Sequence[Tensor]) -> Tensor:
         if not self.convs:
             return paths[0]
-        likely = paths if self.largest is None else [paths[self.largest]]
-        size: list[Any] = [reduce(_larger, [path.shape[side] for path in likely]) for side in (2, 3)]
+        candidates = paths if self.largest is None else [paths[self.largest]]
+        size: list[Any] = [reduce(_larger, [path.shape[side] for path in candidates]) for side in (2, 3)]
         maps = [resize(conv(p), size, self.upsample) for conv, p in zip(self.convs, paths, strict=True)]
         fused = maps[0]
         for other in maps[1:]:
