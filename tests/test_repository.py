@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 from refinenet.config import Config
 
@@ -49,3 +51,9 @@ def test_every_setting_of_the_network_is_documented_with_its_default() -> None:
     rows = re.findall(r"^\| `(\w+)` \|.*?\|.*?\| `([^`]+)` \|[^|]*\|$", (ROOT / "docs/settings.md").read_text(), re.M)
     fields = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "classes"}
     assert {name: str(value) for name, value in fields.items()} == dict(rows)
+
+
+def test_the_profile_shown_in_the_readme_is_the_file() -> None:
+    shown = re.search(r"^    base: mini\n(?:    .*\n)+", (ROOT / "README.md").read_text(), re.M)
+    assert shown is not None
+    assert yaml.safe_load(textwrap.dedent(shown[0])) == yaml.safe_load((ROOT / "profiles/voc-files.yaml").read_text())
