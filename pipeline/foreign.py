@@ -87,7 +87,7 @@ class Backbone:
         return Path("weights", f"{self.backbone}.safetensors")
 
     def save(self, path: Path) -> None:
-        """Write the tensors, with what they were trained with as metadata (sources.check_fit)."""
+        """Write the tensors, with what they were trained with as metadata (start.check_fit)."""
         from safetensors.torch import save_file
 
         told = {"backbone": self.backbone, "stride": self.stride, "mean": self.mean, "std": self.std}

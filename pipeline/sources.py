@@ -1,8 +1,7 @@
-"""Weights from where the settings say: a file fetched and recognised, or a Python package; and whether they fit."""
+"""Weights from where the settings say: a file fetched and recognised, or a Python package."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from pipeline.settings import Package, Source
 from refinenet.backbones import build_backbone
 from refinenet.config import RESNETS, Config
 from refinenet.files import UserError
-from refinenet.network import RefineNet, load_tensors
+from refinenet.network import load_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,24 +89,3 @@ def package_tensors(name: str) -> dict[str, Tensor]:
         if tensor.shape != full[key].shape or theirs.rpartition(".")[2] != key.rpartition(".")[2]:
             raise UserError(f"{file}: tensor {theirs} is {list(tensor.shape)}, expected {key} {list(full[key].shape)}")
     return dict(zip(names, given.values(), strict=True))
-
-
-def check_fit(start: Path, network: RefineNet) -> None:
-    """UserError where weights/<backbone>.safetensors was trained with a stride or colours that `network` does not have.
-
-    The mean may be 32 levels off: the authors take 128 from what was trained with about (123, 116, 103).
-    """
-    from safetensors import safe_open
-
-    with safe_open(str(start), framework="pt") as file:
-        trained = json.loads((file.metadata() or {}).get("trained", "{}"))
-    if trained.get("stride", network.config.stride) not in (None, network.config.stride):
-        raise UserError(
-            f"{start}: trained with the stride in the {trained['stride']} convolutions, "
-            f"the network has it in the {network.config.stride} ones (network.stride)"
-        )
-    for name, close in (("mean", lambda a, b: abs(a - b) <= 32), ("std", lambda a, b: 0.9 < a / b < 1.1)):
-        have = getattr(network, name).flatten().tolist()
-        if not all(map(close, trained.get(name, have), have)):
-            told = ", ".join(f"{value:g}" for value in have)
-            raise UserError(f"{start}: trained with {name} {trained[name]}, the network has [{told}] (network.{name})")

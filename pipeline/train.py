@@ -41,10 +41,8 @@ def run(name: str) -> None:
     schema = split.schema
 
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    from pipeline.sources import check_fit
+    from pipeline.start import load_start
     from refinenet import training
     from refinenet.device import choose_device, reproducible
     from refinenet.network import RefineNet, save
@@ -52,12 +50,7 @@ def run(name: str) -> None:
     device = choose_device(choice.device)
     reproducible(choice.seed, choice.threads)
     model = RefineNet(len(schema.classes), **choice.network)
-    try:
-        tensors = load_file(start)
-    except SafetensorError as error:
-        raise UserError(f"{start}: not a safetensors file, or cut short ({error})") from None
-    check_fit(start, model)
-    model.load_backbone(tensors, str(start))
+    model.load_backbone(load_start(start, model), str(start))
     model.initialise(choice.recipe.initial, torch.Generator().manual_seed(choice.seed))
     model.to(device)
 

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from refinenet.backbones import Bottleneck, FrozenBatchNorm, ResNet, TimmBackbone
-from refinenet.blocks import ChainedResidualPooling, ResidualConvUnit
+from refinenet.blocks import ResidualConvUnit
 from refinenet.network import RefineNet
 
 # Points at which the polynomials of a tile are multiplied; infinity is one more. With these the rounding is least.
@@ -30,8 +30,8 @@ _POINTS: Mapping[int, tuple[str, ...]] = {
 # Wider filters are those of coarse maps, of few tiles: larger ones would only make more weights to read.
 _WIDE = 256
 
-# Floats of transformed tiles worked on at a time: 8 MB stay in a CPU's last cache.
-_AT_A_TIME = 2**21
+# Floats of transformed tiles worked on at a time: 32 MB. Fewer would read the weights more often.
+_AT_A_TIME = 2**23
 # Below this many channels the transforms cost more than the products save.
 _CHANNELS = 64
 
@@ -193,8 +193,7 @@ def _prepared(model: RefineNet, winograd: bool) -> RefineNet:
         for backbone in net.backbones:
             fold(backbone)
         weight = net.classifier.weight
-        on_cpu = weight.device.type == "cpu"
-        winograd = winograd and on_cpu and weight.dtype == torch.float32
+        winograd = winograd and weight.device.type == "cpu" and weight.dtype == torch.float32
         for parent in list(net.modules()):
             for name, module in list(parent.named_children()):
                 if not winograd:
@@ -203,9 +202,6 @@ def _prepared(model: RefineNet, winograd: bool) -> RefineNet:
                     setattr(parent, name, _winograd(module))
                 elif isinstance(module, ResidualConvUnit) and Winograd.fits(module.conv1):
                     setattr(parent, name, _Unit(_winograd(module.conv1), _winograd(module.conv2)))
-            if on_cpu and isinstance(parent, ChainedResidualPooling):
-                # The largest of 5 x 5 is the largest of five largest of five.
-                parent.pool = nn.Sequential(nn.MaxPool2d((5, 1), 1, (2, 0)), nn.MaxPool2d((1, 5), 1, (0, 2)))
     return net
 
 

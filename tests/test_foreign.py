@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from pipeline import datasets, foreign, settings, sources, train, weights
 from pipeline.settings import Package, Source
+from pipeline.start import check_fit
 from refinenet import RefineNet
 from refinenet.backbones import ResNet, build_backbone
 from refinenet.config import Config
@@ -436,16 +437,16 @@ def test_weights_that_do_not_fit_the_network_are_refused(tmp_path: Path) -> None
     thin: dict[str, Any] = {"backbone": "resnet50", "stem": 2, "width": 2, "coarse_width": 2}
     authors: dict[str, Any] = {**thin, "stride": "1x1", "mean": (128, 128, 128), "std": (1, 1, 1)}
     save_file(tensors, path)
-    sources.check_fit(path, RefineNet(3, **authors))  # a seeded start fits everything
+    check_fit(path, RefineNet(3, **authors))  # a seeded start fits everything
     foreign.Backbone("resnet50", tensors, "1x1", (122.7, 115.9, 103.0), (1.0, 1.0, 1.0), "").save(path)
-    sources.check_fit(path, RefineNet(3, **authors))
+    check_fit(path, RefineNet(3, **authors))
     for change, message in (
         ({"stride": "3x3"}, r"stride in the 1x1 convolutions, the network has it in the 3x3 ones \(network\.stride\)"),
         ({"mean": (0, 0, 0)}, r"trained with mean \[122\.7, 115\.9, 103\.0\], the network has \[0, 0, 0\]"),
         ({"std": None}, r"trained with std \[1\.0, 1\.0, 1\.0\], the network has \[58\.395, 57\.12, 57\.375\]"),
     ):
         with pytest.raises(UserError, match=message):
-            sources.check_fit(path, RefineNet(3, **{**authors, **change}))
+            check_fit(path, RefineNet(3, **{**authors, **change}))
 
 
 def project(folder: Path, first: str = "background", **entries: Any) -> None:
@@ -519,7 +520,7 @@ def test_the_weights_stage_takes_every_resnet_by_its_contents(here: Path) -> Non
     weights.run("resnet101")
     assert load_file("weights/resnet101.safetensors").keys() == weights.seeded("resnet101", 2, 0).keys()
     with pytest.raises(UserError, match=r"trained with the stride in the 1x1"):
-        sources.check_fit(Path("weights/resnet101.safetensors"), RefineNet(2, stem=2, width=2, coarse_width=2))
+        check_fit(Path("weights/resnet101.safetensors"), RefineNet(2, stem=2, width=2, coarse_width=2))
     for backbone, stem, message in (
         ("resnet50", 2, r"start\.mat: resnet101 of MatConvNet, .*, expected weights of resnet50"),
         ("resnet101", 3, r"start\.mat: tensor bn1\.bias is \[2\], expected \[3\]"),
