@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.stage import report
 from refinenet.files import UserError
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     difference = kinds[target.suffix](model, target, about, dtype)
     files = [target, Path(f"{target}.data")] if target.suffix == ".onnx" else [target]
     size = sum(file.stat().st_size for file in files if file.exists()) / 1e6
-    kind: Any = f"ONNX, opset {export.OPSET}" if target.suffix == ".onnx" else "torch.export"
+    kind = f"ONNX, opset {export.OPSET}" if target.suffix == ".onnx" else "torch.export"
     print(
         f"{target}: {kind}, {size:.1f} MB, images N x 3 x H x W {'uint8' if options.uint8 else 'float32'} -> logits "
         f"N x {model.config.outputs} x H/4 x W/4, {difference:.0e} off the model's (limit {export.TOLERANCE:.0e})"

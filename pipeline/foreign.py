@@ -27,7 +27,6 @@ of the pooling blocks (the DagNN's graph), depth, widths, outputs. What differs 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -42,6 +41,7 @@ import torch
 from torch import Tensor
 
 from pipeline import datasets, matconvnet, matlab
+from pipeline.archives import digest
 from refinenet.backbones import ResNet
 from refinenet.config import RESNETS, Stride
 from refinenet.files import UserError, whole_file
@@ -137,12 +137,6 @@ def read(file: Path, dataset: str | None = None) -> Backbone | Model:
     raise UserError(
         f"{file}: tensors {', '.join([*tensors][:3])}, ...: neither a ResNet of torchvision nor a RefineNet of DrSleep"
     )
-
-
-def sha256(file: Path) -> str:
-    """In hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def state_dict(file: Path, start: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -282,7 +276,7 @@ def _refinenet(
         "classes": data.CLASSES,
         "palette": data.PALETTE,
         **about,
-        "source": {"file": file.name, "sha256": sha256(file)},
+        "source": {"file": file.name, "sha256": digest(file, "sha256")},
     }
     what = (
         f"RefineNet of {whose}, {config.backbone}, {dataset} ({config.classes} classes"

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.archives import fetch
-from pipeline.foreign import RGB, Backbone, Model, read, sha256, state_dict
+from pipeline.archives import digest, fetch
+from pipeline.foreign import RGB, Backbone, Model, read, state_dict
 from pipeline.settings import Package, Source
 from refinenet.backbones import build_backbone
 from refinenet.config import RESNETS, Config
@@ -78,8 +78,8 @@ def package_tensors(name: str) -> dict[str, Tensor]:
         raise UserError(f"package {name}: {len(files)} .pth files, expected one")
     (file,) = files
     expected = file.stem.rpartition("-")[2]  # as in torchvision's file names, the first digits of the sha256
-    if not sha256(file).startswith(expected):
-        raise UserError(f"{file}: sha256 {sha256(file)} found, {expected} expected")
+    if not (found := digest(file, "sha256")).startswith(expected):
+        raise UserError(f"{file}: sha256 {found} found, {expected} expected")
     given, _ = state_dict(file, b"")
     full = timm.create_model(kind.removeprefix("timm:")).state_dict()
     names = [key for key in full if not key.endswith("num_batches_tracked")]

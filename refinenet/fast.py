@@ -36,7 +36,7 @@ _AT_A_TIME = 2**23
 _CHANNELS = 64
 
 
-def transforms(size: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+def transforms(size: int) -> tuple[Tensor, Tensor, Tensor]:
     """B (n x n), G (n x 3) and A (size x n), n = size + 2: A((G g) * (B d)) correlates d with g (Toom and Cook).
 
     Computed in fractions, rounded once.
@@ -49,7 +49,7 @@ def transforms(size: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, T
     g = [[p**power / factor for power in range(3)] for p, factor in zip(points, scale, strict=True)] + [[0, 0, 1]]
     a = [[*(p**power for p in points), int(power == size - 1)] for power in range(size)]
     made = [torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64) for rows in (b, g, a)]
-    return made[0].to(dtype), made[1].to(dtype), made[2].to(dtype)
+    return made[0], made[1], made[2]
 
 
 def _polynomial(roots: Sequence[Fraction], length: int) -> list[Fraction]:
@@ -94,8 +94,6 @@ class Winograd(nn.Module):
         down, across = -(-height // size), -(-width // size)  # tiles; each makes size x size results of n x n pixels
         padded = _padded(x, size * down + 2, size * across + 2, relu)
         y = x.new_empty(batch, size * down, size * across, outputs)
-        whole = (height, width) == (size * down, size * across)
-        adding = plus.permute(0, 2, 3, 1) if plus is not None and whole else None
         step = max(1, _AT_A_TIME // (n * n * across * channels))
         for image in range(batch):
             for first in range(0, down, step):
@@ -106,20 +104,14 @@ class Winograd(nn.Module):
                 v = torch.matmul(tile, v.view(n, n, -1)).view(n * n, rows * across, channels)
                 m = result @ torch.bmm(v, weight).view(n, -1)
                 m = torch.matmul(result, m.view(size, n, -1)).view(size, size, rows, across, outputs)
-                cells, part = m.permute(2, 0, 3, 1, 4), slice(size * first, size * (first + rows))
-                into = y[image, part].view(rows, size, across, size, outputs)
+                cells = m.permute(2, 0, 3, 1, 4)
+                into = y[image, size * first : size * (first + rows)].view(rows, size, across, size, outputs)
                 if self.bias is not None:
                     torch.add(cells, cast(Tensor, self.bias), out=into)
-                elif adding is not None:
-                    torch.add(
-                        cells, adding[image, part].unflatten(0, (rows, size)).unflatten(2, (across, size)), out=into
-                    )
                 else:
                     into.copy_(cells)
         convolved = y[:, :height, :width].permute(0, 3, 1, 2)
-        if plus is not None and (self.bias is not None or adding is None):
-            convolved += plus
-        return convolved
+        return convolved if plus is None else convolved.add_(plus)
 
 
 def _padded(x: Tensor, height: int, width: int, relu: bool) -> Tensor:
@@ -155,7 +147,7 @@ class FastRefineNet(nn.Module):
     change that PyTorch does not count (`weight.data`, inference tensors) it cannot see; `refresh()` then.
 
     The model is left as it is; what needs no change is shared with it. Without `winograd`, which is for float32 on a
-    CPU only, it takes no more memory than the model.
+    CPU only, that is all but the backbone's convolutions.
     """
 
     def __init__(self, model: RefineNet, winograd: bool = True) -> None:
@@ -193,11 +185,10 @@ def _prepared(model: RefineNet, winograd: bool) -> RefineNet:
         for backbone in net.backbones:
             fold(backbone)
         weight = net.classifier.weight
-        winograd = winograd and weight.device.type == "cpu" and weight.dtype == torch.float32
+        if not winograd or weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return net
         for parent in list(net.modules()):
             for name, module in list(parent.named_children()):
-                if not winograd:
-                    continue
                 if isinstance(module, nn.Conv2d) and Winograd.fits(module):
                     setattr(parent, name, _winograd(module))
                 elif isinstance(module, ResidualConvUnit) and Winograd.fits(module.conv1):
