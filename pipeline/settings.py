@@ -37,6 +37,9 @@ class Source:
 
     `size` in bytes. A checksum that is None is not published (see the profile's comments); of one that is published
     in part, as the sha256 in torchvision's file names, the first 8 digits or more are enough.
+
+    `page`: where a person gets the file, told where no address gives it. `login`: the account that the address asks
+    for; its name and password are in the environment. `optional`: without the file the stage goes on.
     """
 
     url: str
@@ -44,6 +47,9 @@ class Source:
     md5: str | None = None
     sha256: str | None = None
     mirrors: tuple[str, ...] = ()
+    page: str | None = None
+    login: Literal["cityscapes"] | None = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         for name, digits in (("md5", 32), ("sha256", 8)):
@@ -71,11 +77,38 @@ class Rendered:
 
 
 @dataclass(frozen=True)
+class Folder:
+    """A user's own data set: a folder of images, a folder of masks under the same names, and what the values mean.
+
+    `classes`: their names, in the order of the indices. A mask is a PNG: with `colours` a colour picture, one colour a
+    class; without, grey or palette, whose values are the indices. `void`: the value (or the colour) that is neither
+    trained on nor scored, None: there is none. `train`, `val`: lists of image names, one a line; without them
+    `val_share` of the images are drawn with `seed`. Paths may have `~` and `${NAME}`.
+    """
+
+    images: str
+    masks: str
+    classes: tuple[str, ...]
+    title: str | None = None
+    colours: tuple[tuple[int, int, int], ...] | None = None
+    void: int | tuple[int, int, int] | None = 255
+    train: str | None = None
+    val: str | None = None
+    val_share: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Download:
-    """Settings of `download`: exactly one of the two is given. `archives`: official file name -> source."""
+    """Settings of `download`: exactly one of the first three is given. `archives`: official file name -> source.
+
+    `mirror`: folders in which archives are looked for before any address is asked.
+    """
 
     rendered: Rendered | None = None
     archives: Mapping[str, Source] = field(default_factory=dict)
+    own: Folder | None = None
+    mirror: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +116,7 @@ class Prepare:
     """Settings of `prepare`. `official_counts`: stop unless each split has as many images as the paper says."""
 
     official_counts: bool = False
+    own: Folder | None = None
 
 
 @dataclass(frozen=True)
@@ -147,22 +181,24 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Params:
-    """params.yaml. `datasets`, `backbones` and `tables` name stages of the graph; dvc.yaml loops over them."""
+    """params.yaml. Its lists name stages of the graph; dvc.yaml loops over them. `own`: a user's own data sets."""
 
     profile: str
     datasets: tuple[str, ...]
     backbones: tuple[str, ...]
     tables: tuple[str, ...]
     experiments: Mapping[str, Experiment]
+    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Profile:
     """A file of profiles/, with its base merged in.
 
-    `sources`: for each data set `rendered`, or file name -> source. `weights`: for each backbone `seeded`, a source or
-    a package. `models`: experiment -> finished weights, which it takes instead of training. `datasets`: what differs
-    for one data set, under the keys `prepare`, `rendered`, `network`, `train` and `evaluate`.
+    `sources`: for each data set `rendered`, or file name -> source. `mirror`: folders that have archives already.
+    `own`: the user's own data sets. `weights`: for each backbone `seeded`, a source or a package. `models`: experiment
+    -> finished weights, which it takes instead of training. `datasets`: what differs for one data set, under the keys
+    `prepare`, `rendered`, `network`, `train` and `evaluate`.
     """
 
     title: str
@@ -179,6 +215,8 @@ class Profile:
     dtype: Literal["float32", "float16"] = "float32"
     models: Mapping[str, Source] = field(default_factory=dict)
     datasets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    own: Mapping[str, Folder] = field(default_factory=dict)
+    mirror: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
@@ -211,6 +249,7 @@ def _checker(kind: Hashable) -> Any:
         Source,
         Package,
         Rendered,
+        Folder,
         *_STAGES.values(),
         Config,
         Cascade,
@@ -287,12 +326,15 @@ def _profile(name: str) -> tuple[Profile, str]:
     expected: list[tuple[str, Mapping[str, object], Collection[str]]] = [
         ("sources", profile.sources, datasets.NAMES),
         ("weights", {name: 0 for name in profile.weights if not name.startswith("timm:")}, RESNETS),
-        ("datasets", profile.datasets, datasets.NAMES),
+        ("datasets", profile.datasets, (*datasets.NAMES, *profile.own)),
         *((f"datasets.{data}", own, _OWN) for data, own in profile.datasets.items()),
     ]
     for key, given, names in expected:
         for unknown in sorted(given.keys() - set(names)):
             raise UserError(f"{path}: unknown key {key}.{unknown}, expected one of {', '.join(names)}")
+    for name in profile.own:
+        if name in datasets.NAMES or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UserError(f"{path}: own.{name}: expected a name of a-z, 0-9 and _ that is no data set of the paper")
     return profile, str(path)
 
 
@@ -312,11 +354,17 @@ def resolve() -> dict[str, dict[str, Any]]:
         if source is None:
             raise UserError(f"{where}: sources.{data} is missing")
         if source == "rendered":
-            download = {"rendered": _merge(asdict(profile.rendered), own.get("rendered", {}))}
+            download: dict[str, Any] = {"rendered": _merge(asdict(profile.rendered), own.get("rendered", {}))}
         else:
-            download = {"archives": {file: asdict(s) for file, s in source.items()}}
+            archives = {file: asdict(archive) for file, archive in source.items()}
+            download = {"archives": archives, "mirror": profile.mirror}
         settings["download"][data] = download
         settings["prepare"][data] = _merge(asdict(profile.prepare), own.get("prepare", {}))
+    for data in params.own:
+        if data not in profile.own:
+            raise UserError(f"{where}: own.{data} is missing, {PARAMS} names it")
+        settings["download"][data] = {"own": asdict(profile.own[data])}
+        settings["prepare"][data] = {"own": asdict(profile.own[data])}
     for backbone in params.backbones:
         start = profile.weights.get(backbone)
         if start is None:
@@ -329,7 +377,7 @@ def resolve() -> dict[str, dict[str, Any]]:
         }
     for name, experiment in params.experiments.items():
         for key, value, known in (
-            ("data", experiment.data, params.datasets),
+            ("data", experiment.data, (*params.datasets, *params.own)),
             ("backbone", experiment.backbone, params.backbones),
         ):
             if value not in known:
