@@ -54,4 +54,4 @@ lock: $(READY) ## Renew requirements.lock and bootstrap.lock
 	echo uv | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade - -o bootstrap.lock
 
 clean: ## Remove what can be made again: everything but the archives, the DVC cache and the MLflow runs
-	rm -rf data/[!r]* weights models curves predictions checkpoints settings.json .snakemake
+	rm -rf $(filter-out data/raw data/archives data/incoming,$(wildcard data/*)) weights models curves predictions checkpoints settings.json .snakemake

@@ -2,224 +2,134 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from threading import Event, Lock
+from typing import TYPE_CHECKING
 
-from pipeline import progress
-from refinenet.files import UserError, sync, whole_file
+from tqdm import tqdm
+
+from pipeline import copies
+from pipeline.copies import NEVER, CopyError, Known
+from pipeline.transfer import Transfer, partial_of, size_of
+from refinenet.files import UserError
 
 if TYPE_CHECKING:
     from pipeline.settings import Source
 
-CHUNK = 1 << 20
-PIECE = 1 << 16  # read from the network at a time; what a broken connection can lose
-ATTEMPTS = 6  # in a row that bring nothing new, for each address
-BACKOFF = 1.0  # seconds before the second attempt; doubled each time, 30 at most
-TIMEOUT = (15, 60)  # seconds: to connect; between two pieces
-PERMANENT = (400, 401, 403, 404, 405, 410, 451)
+
+class Room:
+    """What the downloads to one disk still need, against what is free on it. Threads share one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = Lock()
+        self._wanted: dict[Path, tuple[str, int]] = {}  # partial file -> name and bytes of the whole one
+
+    def expect(self, *wanted: tuple[Path, int]) -> None:
+        """Count on these files, (target, bytes) each; UserError where all that is still missing does not fit."""
+        with self._lock:
+            self._wanted |= {partial_of(target): (target.name, size) for target, size in wanted}
+            missing = {name: max(0, size - size_of(partial)) for partial, (name, size) in self._wanted.items()}
+            free = shutil.disk_usage(self._folder).free
+            if sum(missing.values()) <= free:
+                return
+            for target, _ in wanted:
+                del self._wanted[partial_of(target)]
+        files = ", ".join(name for name, size in missing.items() if size)
+        raise UserError(f"{self._folder}: {amount(sum(missing.values()))} needed for {files}, {amount(free)} free")
+
+    def settled(self, target: Path) -> None:
+        """Count on this file no more: it has come, or will not."""
+        with self._lock:
+            self._wanted.pop(partial_of(target), None)
 
 
-class _AddressError(Exception):
-    """What is wrong with one address; the next mirror may do."""
-
-
-def fetch(source: Source, target: Path) -> None:
+def fetch(
+    source: Source,
+    target: Path,
+    known: Known | None = None,
+    room: Room | None = None,
+    stop: Event = NEVER,
+) -> None:
     """Bring the file of `source` to `target`, which appears only when size and checksum are right.
 
     Addresses are `source.url`, then its mirrors. `$NAME` and `${NAME}` in them are environment variables.
     file:// takes an absolute path (file:///mnt/voc/x.tar), one below the home folder (file://~/voc/x.tar) or one
-    relative to the working folder, which is the project's root (file://../voc/x.tar); the file is copied, not
-    linked, because the cache of DVC makes its files read-only and those are the user's own.
+    relative to the working folder, which is the project's root (file://../voc/x.tar); `target` becomes a link to it.
 
     A download goes on where it stopped, also after the process was killed: what has come lies in
     `.<name>.partial` beside the target, together with `.<name>.partial.from` (address and entity tag of its origin).
-    A `target` that exists already is checked and kept. Raises UserError in one line with each address's reason.
+    A `target` that exists already is checked and kept. Raises UserError in one line with each address's reason, and
+    StoppedError when `stop` is set. `known` remembers checksums, `room` the other downloads to the same disk.
     """
-    if target.is_file():
-        try:
-            _verify(target, source)
-            return
-        except _AddressError:
-            target.unlink()
+    known = known if known is not None else Known()
+    if kept(source, target, known, stop):
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
+    room = room if room is not None else Room(target.parent)
     reasons = []
-    for url in (source.url, *source.mirrors):
-        try:
-            address = os.path.expandvars(url)
-            if "$" in address:
-                raise _AddressError(f"an environment variable in {url} is not set")
-            if address.startswith("file://"):
-                _copy(address, source, target)
-            elif address.startswith(("http://", "https://")):
-                _download(address, source, target)
-            else:
-                raise _AddressError(f"{url}: expected https://, http:// or file://")
-            return
-        except _AddressError as reason:
-            reasons.append(str(reason))
-        except OSError as error:
-            raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
+    try:
+        for url in (source.url, *source.mirrors):
+            try:
+                _from(url, source, target, known, room, stop)
+                return
+            except CopyError as reason:
+                path = copies.folder(url) if url.startswith("file://") else None
+                reasons.append(f"{path or url}: {reason}")
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
+    finally:
+        room.settled(target)
     raise UserError(f"{target.name}: {'; '.join(reasons)}")
 
 
-def _verify(path: Path, source: Source) -> None:
-    size = path.stat().st_size
-    if source.size is not None and size != source.size:
-        raise _AddressError(f"{size} bytes found, {source.size} expected")
-    for kind in ("sha256", "md5"):
-        expected = getattr(source, kind)
-        if expected is not None:
-            found = digest(path, kind)
-            if not found.startswith(expected.lower()):
-                raise _AddressError(f"{kind} {found} found, {expected} expected")
+def kept(source: Source, target: Path, known: Known, stop: Event = NEVER) -> bool:
+    """Whether `target` is there and right. What is wrong under this name is removed, with a line that says so."""
+    if not target.is_file():
+        target.unlink(missing_ok=True)  # a link to what is gone
+        return False
+    before = known.recorded(target)
+    origin = before.get("origin") or source.url
+    try:
+        found = copies.verify(target, source, known, stop)
+        if not copies.vouched(source):
+            if before.get("md5", found["md5"]) != found["md5"]:
+                raise CopyError(f"md5 {found['md5']} found, {before['md5']} when it came")
+            if "://" in origin and origin not in (source.url, *source.mirrors):
+                raise CopyError(f"comes from {origin}, no checksum published")
+    except CopyError as reason:
+        copies.say(f"warning: {target}: {reason}; {'link ' if target.is_symlink() else ''}removed")
+        target.unlink()
+        return False
+    return True
+
+
+def amount(size: int) -> str:
+    """A number of bytes for people: 1.85GB."""
+    return str(tqdm.format_sizeof(size, "B"))
 
 
 def digest(path: Path, kind: str) -> str:
     """Checksum of a file in hexadecimal digits; `kind` as hashlib calls it."""
-    with path.open("rb") as file:
-        # Said to be no security, or machines in FIPS mode refuse md5.
-        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+    return copies.digests(path, (kind,))[kind]
 
 
-def _need_space(folder: Path, wanted: int | None) -> None:
-    free = shutil.disk_usage(folder).free
-    if wanted is not None and wanted > free:
-        raise UserError(f"{folder}: {free} bytes free, {wanted} needed")
-
-
-def _copy(address: str, source: Source, target: Path) -> None:
-    path = Path(unquote(address.removeprefix("file://"))).expanduser()
-    if not path.is_file():
-        raise _AddressError(f"{path}: no such file")
-    _need_space(target.parent, path.stat().st_size)
-    with whole_file(target) as part:
+def _from(url: str, source: Source, target: Path, known: Known, room: Room, stop: Event) -> None:
+    path = copies.folder(url)
+    if path is None:
+        raise CopyError("an environment variable is not set")
+    if url.startswith("file://"):
+        if not path.is_file():
+            raise CopyError("no such file")
         try:
-            shutil.copyfile(path, part)
-        except PermissionError:
-            raise _AddressError(f"{path}: not readable") from None
-        try:
-            _verify(part, source)
-        except _AddressError as reason:
-            raise _AddressError(f"{path}: {reason}") from None
-
-
-def _download(url: str, source: Source, target: Path) -> None:
-    import requests
-    from requests.exceptions import InvalidSchema, InvalidURL, SSLError, TooManyRedirects
-    from urllib3.exceptions import HTTPError
-
-    partial = target.with_name(f".{target.name}.partial")
-    origin = target.with_name(f".{target.name}.partial.from")
-    most, failures, reason = _size(partial), 0, ""
-    with requests.Session() as session:
-        while failures < ATTEMPTS:
-            if failures:
-                time.sleep(min(BACKOFF * 2 ** (failures - 1), 30.0))
-            try:
-                resumed = _stream(session, url, source, partial, origin)
-            except (SSLError, InvalidURL, InvalidSchema, TooManyRedirects) as error:
-                raise _AddressError(f"{url}: {_plain(error)}") from None
-            except (requests.RequestException, HTTPError, ConnectionError, TimeoutError) as error:
-                reason = f"{url}: {_plain(error)}"
-            else:
-                try:
-                    _verify(partial, source)
-                except _AddressError as wrong:
-                    _forget(partial, origin)
-                    reason = f"{url}: {wrong}"
-                    if resumed:  # the first part may be another file's: once more from the start
-                        most, failures = 0, failures + 1
-                        continue
-                    raise _AddressError(reason) from None
-                sync(partial)
-                partial.replace(target)
-                _forget(partial, origin)
-                return
-            failures = 1 if _size(partial) > most else failures + 1
-            most = max(most, _size(partial))
-    raise _AddressError(f"{reason} ({failures} attempts)")
-
-
-def _stream(session: Any, url: str, source: Source, partial: Path, origin: Path) -> bool:
-    """Append to `partial` what is still missing. True: it holds bytes of an earlier attempt."""
-    import requests
-
-    checked = source.md5 is not None or source.sha256 is not None
-    have = _size(partial)
-    old_url, _, tag = origin.read_text().partition("\n") if origin.exists() else ("", "", "")
-    if source.size is not None and have > source.size:
-        have = 0
-    if old_url != url:
-        tag = ""
-    if not checked and not tag:
-        have = 0  # nothing would tell whether the two halves belong together
-    if have and have == source.size:
-        return True
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    if have and tag:
-        headers["If-Range"] = tag
-    with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:
-            if response.headers.get("Content-Range", "") == f"bytes */{have}":
-                return True  # killed between the last byte and the rename
-            _forget(partial, origin)
-            raise requests.ConnectionError("416 to a range request")
-        if response.status_code in PERMANENT:
-            raise _AddressError(f"{url}: {response.status_code} {response.reason}")
-        if response.status_code not in (200, 206):
-            raise requests.ConnectionError(f"{response.status_code} {response.reason}")
-        if not checked and response.headers.get("Content-Type", "").startswith("text/html"):
-            raise _AddressError(f"{url}: a web page (a login, an error?), expected a file")
-        if response.status_code == 200 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            if response.status_code == 206:
-                _forget(partial, origin)
-                raise requests.ConnectionError("another range than asked for")
-            have = 0
-        length = response.headers.get("Content-Length", "")
-        total = have + int(length) if length.isdigit() else None
-        if source.size is not None and total is not None and total != source.size:
-            raise _AddressError(f"{url}: {total} bytes offered, {source.size} expected")
-        total = total if total is not None else source.size
-        _need_space(partial.parent, None if total is None else total - have)
-        tag = response.headers.get("ETag", "")
-        tag = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
-        if not have:
-            partial.unlink(missing_ok=True)  # before the tag, which must never vouch for older bytes
-        origin.write_text(f"{url}\n{tag}")
-        name = partial.name[1 : -len(".partial")]
-        bar = progress.bar(name, "B", total=total, initial=have, unit_scale=True, unit_divisor=1024)
-        with bar, partial.open("ab" if have else "wb") as file:
-            done = have
-            # decode_content=False: some servers call a .tgz "Content-Encoding: gzip", and would have it unpacked
-            for chunk in response.raw.stream(PIECE, decode_content=False):
-                file.write(chunk)
-                done += len(chunk)
-                bar.update(len(chunk))
-                if source.size is not None and done > source.size:
-                    break
-        if total is not None and done < total:
-            raise requests.ConnectionError(f"the connection ended at byte {done} of {total}")
-    return have > 0
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _plain(error: Exception) -> str:
-    import requests
-
-    if isinstance(error, requests.Timeout) or "timed out" in str(error):
-        return "no answer in time"
-    text = str(error).split("\n")[0]
-    return text if len(text) < 120 and "object at 0x" not in text else type(error).__name__
-
-
-def _forget(*paths: Path) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+            found = copies.verify(path, source, known, stop)
+        except OSError as error:
+            raise CopyError(f"not readable ({error.strerror})") from None
+        copies.link(path, target)
+    elif url.startswith(("http://", "https://")):
+        found = Transfer(os.path.expandvars(url), source, target, room, stop).run()
+    else:
+        raise CopyError("expected https://, http:// or file://")
+    known.note(target, found, url)

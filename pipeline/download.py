@@ -1,29 +1,50 @@
-"""The official archives of one data set: fetched from their sources, or drawn in the same layout.
+"""The official archives of one data set: found, fetched from their sources, or drawn in the same layout.
 
     settings.json  ->  data/raw/<name>/<official file names>
 
-Downloads go to data/archives/<name>/ and get a second name in data/raw/<name>/. The first is no output of the graph:
-it survives a kill, and both engines, which clear a stage's outputs before they run it again. An archive without a
-published checksum does not stay there, since nothing could tell later whether it is still the right one.
+Archives are kept in data/archives/<name>/ and get a second name in data/raw/<name>/. The first is no output of the
+graph: it survives a kill, and the engines, which clear a stage's outputs before they run it again. A copy that is on
+this machine already, in another data set's folder, a `mirror` of the profile or data/incoming/<name>/, is linked.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from threading import Event, Thread
+from typing import TypeVar
 
-from pipeline import archives, settings
+from pipeline import accounts, archives, copies, settings
+from pipeline.copies import Known, StoppedError, say
+from pipeline.files import dvc_md5
+from pipeline.settings import Download, Source
 from pipeline.stage import main
 from refinenet.files import UserError, whole_folder
 
-DATA = Path("data")
+RAW = Path("data/raw")
+AT_ONCE = 4  # files
+
+_T = TypeVar("_T")
 
 
 def run(name: str) -> None:
     """Bring or draw the archives of the data set `name`; UserError for what the user can put right."""
     wanted = settings.load("download", name)
-    folder = DATA / "raw" / name
+    folder = RAW / name
+    if wanted.own is not None:
+        from pipeline import pack
+
+        pack.pack(name, wanted.own, folder)
+        return
     if wanted.rendered is not None:
         from pipeline import rendered
 
@@ -37,28 +58,199 @@ def run(name: str) -> None:
             raise UserError(f"settings.json: download.{name}: {file!r}, expected the plain name of an archive")
     from filelock import FileLock, Timeout
 
-    store = DATA / "archives" / name
+    store = copies.STORE / name
     store.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{store}.lock", timeout=0):
-            for file, source in wanted.archives.items():
-                archives.fetch(source, store / file)
+            known = Known(store / copies.MEMORY)
+            new, missing = _bring(name, wanted, known)
             with whole_folder(folder) as part:
                 for file in wanted.archives:
-                    _put(store / file, part / file)
-            for file, source in wanted.archives.items():
-                if source.md5 is None and source.sha256 is None:
-                    (store / file).unlink()
+                    if file not in missing:
+                        _put(store / file, part / file)
+            _tell_unpublished(name, wanted, known, new)
     except Timeout:
         raise UserError(f"{store}.lock: held by another `download {name}`; wait for it") from None
 
 
-def _put(source: Path, target: Path) -> None:
-    """A second name for the file, or a copy where the disk has no such thing."""
+def _bring(name: str, wanted: Download, known: Known) -> tuple[set[str], set[str]]:
+    """Have all archives in the store: the files that were not there yet, the optional ones that cannot be had."""
+    store, stop = copies.STORE / name, Event()
+
+    def look(file: str, source: Source) -> str:
+        if archives.kept(source, store / file, known, stop):
+            return "kept"
+        where = copies.places(name, file, wanted.mirror)
+        return "taken" if copies.take(name, source, store / file, where, known, stop) else ""
+
+    def fetch(file: str, source: Source) -> None:
+        with _turn(source.url, file, stop):
+            # By now another data set may have it.
+            if not copies.take(name, source, store / file, copies.in_store(name, file), known, stop):
+                archives.fetch(source, store / file, known, room, stop)
+
+    for entry in wanted.mirror:
+        if (mirror := copies.folder(entry)) is not None and not mirror.is_dir():
+            say(f"warning: mirror {mirror}: no such folder")
+    looked, _ = at_once({file: partial(look, file, source) for file, source in wanted.archives.items()}, stop)
+    absent = {file: source for file, source in wanted.archives.items() if not looked.get(file)}
+    room = archives.Room(store)
+    sizes = {file: source.size for file, source in absent.items() if not source.url.startswith("file://")}
+    room.expect(*((store / file, size) for file, size in sizes.items() if size is not None))
+    _, failed = at_once({file: partial(fetch, file, source) for file, source in absent.items()}, stop)
+    needed = {file: error for file, error in failed.items() if not absent[file].optional}
+    if needed:
+        by_hand = _by_hand(name, {file: absent[file] for file in needed})
+        raise UserError(". ".join(["; ".join(map(str, needed.values())), *by_hand]))
+    for file, error in failed.items():
+        by_hand = _by_hand(name, {file: absent[file]}) or [f"By hand: put it into {copies.INCOMING / name}/"]
+        say(
+            f"{name}: without {file}, which is optional: what is made from it alone is left out ({error}). "
+            f"{by_hand[0]}, then run `python -m pipeline.download {name}`"
+        )
+    return {file for file, found in looked.items() if found != "kept"} - failed.keys(), set(failed)
+
+
+def at_once(jobs: Mapping[str, Callable[[], _T]], stop: Event) -> tuple[dict[str, _T], dict[str, UserError]]:
+    """Do the jobs, AT_ONCE at a time: what they return, and the UserErrors of those that failed.
+
+    One that fails does not stop the others, other errors than a UserError are raised once all have ended. Ctrl-C sets
+    `stop` and does not wait for an answer of a server.
+    """
+    waiting = deque(jobs.items())
+    results: dict[str, _T] = {}
+    errors: dict[str, Exception] = {}
+
+    def work() -> None:
+        while waiting:
+            try:
+                name, job = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                results[name] = job()
+            except Exception as error:
+                errors[name] = error
+
+    threads = [Thread(target=work, daemon=True) for _ in range(min(AT_ONCE, len(jobs)))]
     try:
-        os.link(source, target)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        waiting.clear()
+        stop.set()
+        end = time.monotonic() + 1.0
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        raise
+    failed: dict[str, UserError] = {}
+    for name in jobs:
+        error = errors.get(name)
+        if isinstance(error, UserError):
+            failed[name] = error
+        elif error is not None:
+            raise error
+    return results, failed
+
+
+@contextmanager
+def _turn(url: str, file: str, stop: Event) -> Iterator[None]:
+    """Wait until no other stage fetches the same address: two data sets have archives in common."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(copies.STORE / f".{hashlib.sha256(url.encode()).hexdigest()[:16]}.lock")
+    told = False
+    while True:
+        try:
+            lock.acquire(timeout=0.5)
+            break
+        except Timeout:
+            if stop.is_set():
+                raise StoppedError from None
+            if not told:
+                say(f"{file}: another stage is fetching it; waiting")
+                told = True
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _by_hand(name: str, files: Mapping[str, Source]) -> list[str]:
+    """What a person can do about archives that no address gives: one sentence for each page."""
+    pages: dict[str, list[str]] = {}
+    for file, source in files.items():
+        if source.page is not None:
+            pages.setdefault(source.page, []).append(file)
+    folder = copies.INCOMING / name
+    sentences = []
+    for page, names in pages.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        described = []
+        for file in names:
+            source = files[file]
+            known = [archives.amount(source.size)] if source.size is not None else []
+            known += [f"md5 {source.md5}"] if source.md5 is not None else []
+            known += [f"sha256 {source.sha256}"] if source.md5 is None and source.sha256 is not None else []
+            described.append(f"{file} ({', '.join(known)})" if known else file)
+        sentence = f"By hand: take {' and '.join(described)} from {page} and put {'it' if len(names) == 1 else 'them'}"
+        sentence += f" into {folder}/"
+        for account in {files[file].login for file in names} - {None}:
+            assert account is not None
+            sentence += f"; or set {' and '.join(accounts.variables(account))}"
+            sentence += f", or run `csDownload -d {folder} {' '.join(names)}`"
+        sentences.append(sentence)
+    return sentences
+
+
+def _put(file: Path, name: Path) -> None:
+    """A second name for a file of the store; a copy where the disk has no such thing."""
+    if file.is_symlink():
+        name.symlink_to(file.parent.absolute() / file.readlink())
+        return
+    try:
+        os.link(file, name)
     except OSError:
-        shutil.copyfile(source, target)
+        try:
+            name.symlink_to(file.absolute())
+        except OSError:
+            shutil.copyfile(file, name)
+
+
+def _tell_unpublished(name: str, wanted: Download, known: Known, new: set[str]) -> None:
+    """Say what nothing published vouches for, and warn where it is not what dvc.lock recorded for these settings."""
+    unsure = [file for file in wanted.archives if file in new and not copies.vouched(wanted.archives[file])]
+    if not unsure:
+        return
+    md5 = {file: known.recorded(copies.STORE / name / file)["md5"] for file in unsure}
+    recorded, count = _recorded(name, wanted)
+    now = dvc_md5(RAW / name) if recorded and count == len(list((RAW / name).iterdir())) else recorded
+    if now != recorded:
+        told = ", ".join(f"{file} (md5 {md5[file]})" for file in unsure)
+        say(
+            f"warning: {RAW / name}: md5 {now}, dvc.lock recorded {recorded} for the same settings; no checksum is "
+            f"published of {told}, and it has changed where it comes from"
+        )
+    elif not recorded:
+        for file in unsure:
+            say(f"{name}: {file}: no published checksum; md5 {md5[file]}, recorded in dvc.lock with {RAW / name}")
+
+
+def _recorded(name: str, wanted: Download) -> tuple[str, int]:
+    """md5 and number of files of data/raw/<name> in dvc.lock; "" where that was made with other settings."""
+    import yaml
+
+    try:
+        text = Path("dvc.lock").read_text(encoding="utf-8")
+        entry = yaml.load(text, yaml.CSafeLoader)["stages"][f"download@{name}"]
+        values = entry["params"][str(settings.SETTINGS)][f"download.{name}"]
+        (out,) = (out for out in entry["outs"] if out["path"] == str(RAW / name))
+        same = values == json.loads(json.dumps(asdict(wanted)))
+        return (str(out["md5"]), int(out["nfiles"])) if same else ("", 0)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return "", 0
 
 
 if __name__ == "__main__":

@@ -55,12 +55,12 @@ _ONES: RGB = (1.0, 1.0, 1.0)
 # Where gen_class_info_*.m has void among the outputs.
 _VOID: Mapping[str, Literal["first", "last", "none"]] = {
     "voc": "last",
-    "cityscapes": "last",
+    "context": "none",
+    "person": "none",
     "nyud": "last",
     "sunrgbd": "first",
+    "cityscapes": "last",
     "ade20k": "first",
-    "person": "none",
-    "context": "none",
 }
 # Short edges of the released demos (demo_predict_mscale_*.m).
 _SHORT_EDGE = {"cityscapes": (600, 1100)}
@@ -288,8 +288,10 @@ def _refinenet(
 
 def _dataset(outputs: int, wanted: str | None, file: Path, void: bool) -> str:
     """The data set with so many outputs, which all differ; UserError where it is not the one `wanted`."""
-    counts = {name: len(datasets.load(name).CLASSES) + (void and _VOID[name] != "none") for name in datasets.NAMES}
-    if wanted is not None and datasets.load(wanted) and counts[wanted] != outputs:
+    counts = {name: len(datasets.load(name).CLASSES) + (void and kind != "none") for name, kind in _VOID.items()}
+    if wanted is not None and wanted not in counts:
+        raise UserError(f"{file}: no data set {wanted!r} with released models, expected one of {', '.join(counts)}")
+    if wanted is not None and counts[wanted] != outputs:
         raise UserError(
             f"{file}: tensor classifier.weight has {outputs} outputs, expected {counts[wanted]} of {wanted}"
         )

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from pipeline import datasets
+from pipeline import copies, datasets
 from refinenet.config import RESNETS, Average, Cascade, Config, Protocol, Recipe
 from refinenet.files import UserError, whole_file
 
@@ -305,7 +305,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _profile(name: str) -> tuple[Profile, str]:
+def read_profile(name: str) -> tuple[Profile, str]:
     path = PROFILES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -341,7 +341,7 @@ def _profile(name: str) -> tuple[Profile, str]:
 def resolve() -> dict[str, dict[str, Any]]:
     """Stage -> name -> the settings that this stage reads, from params.yaml and the profile it names."""
     params = build(Params, read_yaml(PARAMS), str(PARAMS))
-    profile, where = _profile(params.profile)
+    profile, where = read_profile(params.profile)
     common = {"profile": params.profile, "device": profile.device, "threads": profile.threads, "seed": profile.seed}
     settings: dict[str, dict[str, Any]] = {stage: {} for stage in _STAGES}
     for model in profile.models:
@@ -449,7 +449,9 @@ def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, download in settings["download"].items():
         for file, source in download["archives"].items():
             url = urlsplit(source["url"])
-            if url.scheme in ("http", "https") and not (Path("data/raw") / name / file).exists():
+            here = [folder / name / file for folder in (Path("data/raw"), copies.STORE)]
+            here += copies.places(name, file, download["mirror"])
+            if url.scheme in ("http", "https") and not source["optional"] and not any(map(Path.is_file, here)):
                 yield url.hostname or ""
 
 

@@ -79,7 +79,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield part
         for file in part.rglob("*"):
-            sync(file)
+            if not file.is_symlink():  # what it leads to is somebody else's, and may not be to be synced
+                sync(file)
         if path.exists() or path.is_symlink():
             _remove(path)
         part.replace(path)

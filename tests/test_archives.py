@@ -2,84 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+import errno
+import os
+import shutil
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 
-import numpy as np
 import pytest
+from http_server import DATA, MD5, SHA256, Answer, Handler, Server, serve
 
-from pipeline import archives
+from pipeline import archives, transfer
+from pipeline.copies import StoppedError
 from pipeline.settings import Source
 from refinenet.files import UserError
-
-DATA = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
-MD5 = hashlib.md5(DATA).hexdigest()
-SHA256 = hashlib.sha256(DATA).hexdigest()
-
-Answer = Callable[["Handler", int], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers the n-th request as the test's script says; keeps the headers of each."""
-
-    def do_GET(self) -> None:
-        server = self.server
-        assert isinstance(server, Server)
-        server.requests.append(dict(self.headers))
-        server.answer(self, len(server.requests) - 1)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def start(self) -> int:
-        found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        return int(found[1]) if found else 0
-
-    def send(self, body: bytes = DATA, *, keep: int | None = None, ranges: bool = True, **headers: str) -> None:
-        """`body` from where the range starts; only `keep` bytes of it before the connection ends."""
-        start = self.start() if ranges else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
-        for key, value in headers.items():
-            self.send_header(key.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body[start:] if keep is None else body[start : start + keep])
-        self.close_connection = True
-
-    def fail(self, code: int, **headers: str) -> None:
-        self.send_response(code)
-        for key, value in headers.items():
-            self.send_header(key.replace("_", "-"), value)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[dict[str, str]] = []
-        self.answer: Answer = lambda handler, n: handler.send()
-        self.url = f"http://127.0.0.1:{self.server_port}/x.tar"
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(archives, "BACKOFF", 0.001)
-    monkeypatch.setattr(archives, "TIMEOUT", (5, 0.5))
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    monkeypatch.setattr(transfer, "BACKOFF", 0.001)
+    monkeypatch.setattr(transfer, "TIMEOUT", (5, 0.5))
+    with serve() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def only(folder: Path) -> list[str]:
@@ -153,6 +99,22 @@ ANSWERS: dict[str, Answer] = {
     "503 then 200": lambda handler, n: handler.fail(503) if n < 3 else handler.send(),
     "429 then 200": lambda handler, n: handler.fail(429) if n < 1 else handler.send(),
     "called gzip": lambda handler, n: handler.send(Content_Encoding="gzip"),
+    "called a web page": lambda handler, n: handler.send(Content_Type="text/html"),
+    "redirected": lambda handler, n: (
+        handler.fail(302, Location="/elsewhere/y") if handler.path == "/x.tar" else handler.send()
+    ),
+    "damaged, then whole": lambda handler, n: handler.send(DATA[:-9] + bytes(9) if n == 0 else DATA),
+    "less of the range than asked for": lambda handler, n: (
+        handler.send(keep=100_000)
+        if n == 0
+        else handler.send(
+            keep=1000,
+            Content_Length="1000",
+            Content_Range=f"bytes {handler.start()}-{handler.start() + 999}/{len(DATA)}",
+        )
+        if n == 1
+        else handler.send()
+    ),
 }
 
 
@@ -165,10 +127,7 @@ def test_gets_there(server: Server, tmp_path: Path, case: str) -> None:
 
 
 def stall(handler: Handler, n: int) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(DATA)))
-    handler.end_headers()
-    handler.wfile.flush()
+    handler.head(200, Content_Length=str(len(DATA)))
     threading.Event().wait(0.7)
 
 
@@ -201,6 +160,26 @@ FAILURES: dict[str, tuple[Answer, Source, str]] = {
         lambda handler, n: handler.send(b"<html>", Content_Type="text/html; charset=utf-8"),
         Source(""),
         r"web page",
+    ),
+    "web page instead of an archive": (
+        lambda handler, n: handler.send(b"<html>", Content_Type="text/html"),
+        Source("", None, MD5),
+        r"web page",
+    ),
+    "redirected in a circle": (
+        lambda handler, n: handler.fail(301, Location="/x.tar"),
+        Source("", None, MD5),
+        r"Exceeded 30 redirects",
+    ),
+    "always another range": (
+        lambda handler, n: handler.send(keep=1000, Content_Range=f"bytes 0-{len(DATA) - 1}/{len(DATA)}"),
+        Source("", None, MD5),
+        r"another range.* \(6 attempts\)",
+    ),
+    "no length, nothing published": (
+        lambda handler, n: (handler.head(200), handler.wfile.write(DATA[:1000]))[0],
+        Source(""),
+        r"nothing would tell whether it is whole",
     ),
     "stalled": (stall, Source("", len(DATA), MD5), r"no answer in time \(6 attempts\)"),
 }
@@ -241,7 +220,8 @@ def test_file_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         target = Path("out") / f"{index}.tar"
         archives.fetch(Source(url, len(DATA), MD5), target)
         assert target.read_bytes() == DATA
-        assert not target.samefile(tmp_path / "my data" / "x.tar"), "DVC would make the user's file read-only"
+        assert target.is_symlink(), "28 GB are not copied"
+        assert target.readlink().is_absolute()
 
 
 @pytest.mark.parametrize(
@@ -272,3 +252,114 @@ def test_a_target_that_is_there_is_checked_and_kept(server: Server, tmp_path: Pa
     target.write_bytes(b"damaged")
     archives.fetch(Source(server.url, None, MD5), target)
     assert target.read_bytes() == DATA
+
+
+def test_a_server_that_changes_the_file_and_ignores_if_range(server: Server, tmp_path: Path) -> None:
+    """Without a checksum the second half must not be of another file, whatever the server makes of If-Range."""
+    changed = DATA[::-1]
+    server.answer = lambda handler, n: (
+        handler.send(keep=100_000, ETag='"old"') if n == 0 else handler.send(changed, ETag='"new"')
+    )
+    archives.fetch(Source(server.url), tmp_path / "x.tar")
+    assert (tmp_path / "x.tar").read_bytes() == changed
+    assert ["Range" in headers for headers in server.requests] == [False, True, False]
+
+
+def test_without_checksum_halves_of_two_mirrors_are_not_joined(server: Server, tmp_path: Path) -> None:
+    """Both call their file by the same tag, as servers that count do."""
+
+    def answer(handler: Handler, n: int) -> None:
+        if handler.path == "/x.tar":
+            return handler.send(keep=100_000, ETag='"1"') if n == 0 else handler.fail(404)
+        return handler.send(DATA[::-1], ETag='"1"')
+
+    server.answer = answer
+    archives.fetch(Source(server.url, mirrors=(f"http://{server.host}/y.tar",)), tmp_path / "x.tar")
+    assert (tmp_path / "x.tar").read_bytes() == DATA[::-1]
+
+
+def test_without_checksum_a_part_of_the_range_is_not_the_end(server: Server, tmp_path: Path) -> None:
+    def answer(handler: Handler, n: int) -> None:
+        start = handler.start()
+        part = {"Content_Length": "1000", "Content_Range": f"bytes {start}-{start + 999}/{len(DATA)}"}
+        handler.send(keep=[100_000, 1000, None][n], ETag='"1"', **(part if n == 1 else {}))
+
+    server.answer = answer
+    archives.fetch(Source(server.url), tmp_path / "x.tar")
+    assert (tmp_path / "x.tar").read_bytes() == DATA
+    assert len(server.requests) == 3
+
+
+def test_waits_as_long_as_the_server_asks(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = "Fri, 31 Dec 9999 23:59:59 GMT"
+    server.answer = lambda handler, n: handler.fail(503, Retry_After=["1", far, "x"][n]) if n < 3 else handler.send()
+    monkeypatch.setattr(transfer, "PATIENCE", 1.2)
+    start = time.monotonic()
+    archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+    assert 2.2 <= time.monotonic() - start < 3.5, "1 s as asked for, 1.2 s of the thousands of years, nothing for x"
+
+
+def test_no_room_is_said_before_the_first_byte(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil._ntuple_diskusage(10**6, 10**6, len(DATA) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(UserError, match=rf"{tmp_path}: 300kB needed for x.tar, 300kB free"):
+        archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+    assert only(tmp_path) == []
+
+    # What has come counts: the rest fits.
+    (tmp_path / ".x.tar.partial").write_bytes(DATA[:1000])
+    archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+
+
+def test_a_disk_that_fills_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says so, and what has come stays for when there is room again."""
+    opened = Path.open
+
+    class Full:
+        """The file, on a disk that has room for 200,000 bytes of it."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> None:
+            if self.file.tell() + len(data) > 200_000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.file.write(data)
+
+    def full(path: Path, mode: str = "r", **more: Any) -> Any:
+        file = opened(path, mode, **more)
+        return Full(file) if mode == "wb" else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(UserError, match=r"x.tar: cannot be written \(No space left on device\)"):
+            archives.fetch(Source(server.url, len(DATA), MD5), tmp_path / "x.tar")
+    assert len(server.requests) == 1
+    left = (tmp_path / ".x.tar.partial").read_bytes()
+    assert 100_000 < len(left) < len(DATA)
+    archives.fetch(Source(server.url, len(DATA), MD5), tmp_path / "x.tar")
+    assert server.requests[1]["Range"] == f"bytes={len(left)}-"
+
+
+def test_stops_at_once_and_goes_on_later(server: Server, tmp_path: Path) -> None:
+    stop, half = threading.Event(), threading.Event()
+
+    def answer(handler: Handler, n: int) -> None:
+        handler.send(keep=150_000)
+        if n == 0:
+            stop.set()
+            half.wait(0.2)
+
+    server.answer = answer
+    with pytest.raises(StoppedError):
+        archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar", stop=stop)
+    assert len(server.requests) == 1
+    server.answer = lambda handler, n: handler.send()
+    archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+    assert only(tmp_path) == ["x.tar"]

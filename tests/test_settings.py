@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import settings
+from pipeline import datasets, settings
 from refinenet import RefineNet
 from refinenet.config import Cascade
 from refinenet.files import UserError
@@ -42,7 +42,7 @@ def test_every_profile_in_the_repository_resolves(project: Path) -> None:
         edit("params.yaml", profile=name)
         resolved = settings.resolve()
         assert len(resolved["train"]) == len(resolved["evaluate"]) == 20
-        assert len(resolved["download"]) == len(resolved["prepare"]) == 7
+        assert len(resolved["download"]) == len(resolved["prepare"]) == len(datasets.NAMES)
 
 
 def test_the_paper_profile_is_the_authors_recipe(project: Path) -> None:

@@ -1,0 +1,63 @@
+"""Logging in where archives are handed out to accounts only: Cityscapes, as the official csDownload does it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pipeline.copies import CopyError
+
+if TYPE_CHECKING:
+    from requests import Session
+
+# A password goes to its own site and to no mirror.
+HOSTS = {"cityscapes": "www.cityscapes-dataset.com"}
+TIMEOUT = (15, 60)  # seconds: to connect; to answer
+
+
+def log_in(session: Session, account: str, url: str) -> None:
+    """Give the session the cookies that `url` asks for; nothing is done for another site than the account's.
+
+    Name and password are CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD, or what csDownload has stored. Raises CopyError
+    where there are none or the site refuses them, requests' errors where it does not answer.
+    """
+    import requests
+
+    parts = urlsplit(url)
+    if parts.netloc != HOSTS[account]:
+        return
+    if parts.scheme != "https" and parts.hostname != "127.0.0.1":
+        raise CopyError("a password is sent over https:// only")
+    name, password = _credentials(account)
+    login = f"{parts.scheme}://{parts.netloc}/login"
+    session.get(login, allow_redirects=False, timeout=TIMEOUT).raise_for_status()
+    form = {"username": name, "password": password, "submit": "Login"}
+    answer = session.post(login, data=form, allow_redirects=False, timeout=TIMEOUT)
+    if answer.status_code == 429 or answer.status_code >= 500:
+        raise requests.ConnectionError(f"{answer.status_code} {answer.reason}")
+    if answer.status_code != 302:  # a page that says so; who is logged in is led on
+        raise CopyError(f"{HOSTS[account]} does not know this name and password")
+
+
+def variables(account: str) -> tuple[str, str]:
+    """The environment variables of an account's name and password."""
+    return f"{account.upper()}_USERNAME", f"{account.upper()}_PASSWORD"
+
+
+def _credentials(account: str) -> tuple[str, str]:
+    from platformdirs import user_data_dir
+
+    name, password = (os.environ.get(variable, "") for variable in variables(account))
+    if name and password:
+        return name, password
+    stored = Path(user_data_dir("cityscapesscripts", "cityscapes")) / "credentials.json"
+    try:
+        values = json.loads(stored.read_text(encoding="utf-8"))
+        return str(values["username"]), str(values["password"])
+    except FileNotFoundError:
+        raise CopyError("needs an account, and no name and password are given") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CopyError(f"{stored}: not as csDownload writes it") from None
