@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import signal
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,14 +19,19 @@ import numpy.typing as npt
 import pytest
 import tiny_archives
 from PIL import Image
+from pycocotools import mask
+from pycocotools.coco import COCO
 from scipy.io import loadmat
 
-from pipeline import datasets
-from pipeline.datasets import nyud
+from pipeline import datasets, scratch
+from pipeline.datasets import coco, nyud
+from pipeline.rendered import render
+from pipeline.settings import Rendered
 from refinenet.files import UserError
 
 Array = npt.NDArray[Any]
 CLASS_COUNTS = {"voc": 21, "context": 60, "person": 7, "nyud": 40, "sunrgbd": 37, "cityscapes": 19, "ade20k": 150}
+CLASS_COUNTS["coco"] = 21
 
 
 @pytest.mark.parametrize("name", datasets.NAMES)
@@ -32,7 +41,8 @@ def test_tables(name: str) -> None:
     assert len(set(dataset.CLASSES)) == len(dataset.CLASSES), "a score is filed under its class's name"
     assert all(name == name.strip() for name in dataset.CLASSES)
     assert all(len(colour) == 3 and set(colour) <= set(range(256)) for colour in dataset.PALETTE)
-    assert list(dataset.COUNTS) == ["train", "val"]
+    splits = {"voc": ["train", "val", "test"], "cityscapes": ["train", "val", "test"], "coco": ["train"]}
+    assert list(dataset.COUNTS) == splits.get(name, ["train", "val"])
 
 
 def test_unknown_data_set() -> None:
@@ -60,6 +70,7 @@ def test_tiny_official_layout(name: str, tmp_path: Path) -> None:
         for split, expected in truth.items():
             assert reader.names(split) == list(expected)
             for image in expected:
+                assert reader.where(split, image).startswith(str(tmp_path / "raw" / name))
                 for one in (reader, copy):
                     check(one.read(split, image), *expected[image])
     assert sorted(path.name for path in (tmp_path / "raw").rglob("*") if path.is_file()) == sorted(files)
@@ -81,9 +92,12 @@ def test_nyud_white_scenes_are_kept() -> None:
     assert nyud.frame(image) == (rows, columns)
 
 
-def check(found: tuple[Array, Array | None], image: Array, label: Array) -> None:
+def check(found: tuple[Array, Array | None], image: Array, label: Array | None) -> None:
     assert found[0].dtype == np.uint8
     np.testing.assert_array_equal(found[0], image)
+    if label is None:
+        assert found[1] is None
+        return
     assert found[1] is not None
     assert found[1].dtype == np.uint8
     np.testing.assert_array_equal(found[1], label)
@@ -231,3 +245,104 @@ def test_real_context_and_person(real: Path, tmp_path: Path) -> None:
                 check(reader.read(split, name), rgb(voc[f"VOCdevkit/VOC2010/JPEGImages/{name}.jpg"]), label)
                 seen += 1
     assert seen == 8
+
+
+def test_coco_as_torchvision_and_voc_have_it() -> None:
+    names = pytest.importorskip("torchvision.models._meta")._COCO_CATEGORIES
+    assert [names[category] for category in coco.CATEGORIES[1:]] == list(coco.NAMES[1:])
+    assert coco.CATEGORIES == (0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
+    assert coco.CLASSES == datasets.load("voc").CLASSES
+
+
+def test_coco_as_pycocotools_reads_it(tmp_path: Path) -> None:
+    """Drawn archives, with one object's mask in each of pycocotools' three forms."""
+    render("coco", Rendered(train=8, val=1), tmp_path)
+    archive, member = tmp_path / "annotations_trainval2014.zip", "annotations/instances_train2014.json"
+    with zipfile.ZipFile(archive) as file:
+        record = json.loads(file.read(member))
+    sizes = {image["id"]: (image["height"], image["width"]) for image in record["images"]}
+    for thing in record["annotations"][1::5]:
+        runs = mask.merge(mask.frPyObjects(thing["segmentation"], *sizes[thing["image_id"]]))
+        thing["segmentation"] = {"size": runs["size"], "counts": runs["counts"].decode()}
+    (tmp_path / "instances.json").write_text(json.dumps(record))
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(member, json.dumps(record))
+    official = COCO(tmp_path / "instances.json")
+    seen, kinds = np.zeros(256, int), set()
+    with coco.Reader(tmp_path) as reader, zipfile.ZipFile(tmp_path / "train2014.zip") as photos:
+        assert reader.released("train") == len(record["images"]) == 9
+        kept = []
+        for number in official.getImgIds():
+            things = [t for t in official.imgToAnns[number] if t["category_id"] in coco.CATEGORIES]
+            if sum(t["area"] for t in things if not t["iscrowd"]) > 1000:
+                kept.append(number)
+                claims = np.zeros((21, *sizes[number]), bool)
+                crowd = np.zeros(sizes[number], bool)
+                for thing in things:
+                    form = thing["segmentation"]
+                    kinds.add(type(form["counts"]) if isinstance(form, dict) else "polygons")
+                    pixels = official.annToMask(thing).astype(bool)
+                    klass = coco.CATEGORIES.index(thing["category_id"])
+                    if thing["iscrowd"]:
+                        crowd |= pixels
+                    else:
+                        claims[klass] |= pixels
+                label = np.where((claims.sum(axis=0) > 1) | crowd, 255, claims.argmax(axis=0))
+                name = f"COCO_train2014_{number:012d}"
+                check(reader.read("train", name), rgb(photos.read(f"train2014/{name}.jpg")), label)
+                seen += np.bincount(label.ravel(), minlength=256)
+        assert reader.names("train") == [f"COCO_train2014_{number:012d}" for number in kept]
+    assert len(kept) == 8
+    assert len(kinds) == 3, "polygons, a crowd's run lengths, packed run lengths"
+    assert seen[[0, 255]].all()
+    assert (seen[1:21] > 0).sum() > 15
+
+
+@pytest.mark.parametrize("name", ["voc", "sunrgbd", "coco"])
+def test_copies_of_a_reader_unpack_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the first one is open; after that they do it again, and nothing is left of either."""
+    files, truth = tiny_archives.BUILD[name]()
+    tiny_archives.pack(files, tmp_path / "raw" / name)
+    filled: list[object] = []
+    original = scratch.Scratch.fill
+    monkeypatch.setattr(scratch.Scratch, "fill", lambda self, chunks: (filled.append(1), original(self, chunks))[1])
+    reader = datasets.load(name).Reader(tmp_path / "raw" / name)
+    assert len(filled) == 1
+    data = pickle.dumps(reader)
+    for again in (0, 1):
+        if again:
+            reader.close()
+        with pickle.loads(data) as copy:
+            for split, expected in truth.items():
+                assert copy.names(split) == list(expected)
+                for image in expected:
+                    check(copy.read(split, image), *expected[image])
+        assert len(filled) == (1 + again if Path("/proc/self/fd").is_dir() else 2 + again)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
+
+
+def test_nothing_is_left_of_a_killed_reader(tmp_path: Path) -> None:
+    files, _ = tiny_archives.voc()
+    tiny_archives.pack(files, tmp_path / "raw" / "voc")
+    code = f"""
+import os, signal
+from pathlib import Path
+from pipeline.datasets import voc
+reader = voc.Reader(Path({str(tmp_path / "raw" / "voc")!r}))
+assert any("(deleted)" in os.readlink(f"/proc/self/fd/{{n}}") for n in os.listdir("/proc/self/fd") if int(n) > 2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("no /proc here")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
+
+
+def test_voc_without_test_images(tmp_path: Path) -> None:
+    files, _ = tiny_archives.voc()
+    del files["VOC2012test.tar"]
+    tiny_archives.pack(files, tmp_path)
+    with datasets.load("voc").Reader(tmp_path) as reader:
+        assert reader.names("test") == []
+        assert len(reader.names("train")) == 4

@@ -24,6 +24,7 @@ import scipy.io
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from pycocotools import mask
 
 from pipeline.rendered import cityscapes, deflate, nyud, pascal, polygons, render
 from pipeline.settings import Rendered
@@ -31,11 +32,14 @@ from refinenet.files import UserError
 
 SMALL = Rendered(train=9, val=6)
 SETTINGS = {**dict.fromkeys(("voc", "context", "person", "nyud", "sunrgbd", "cityscapes"), SMALL), "ade20k": Rendered()}
+SETTINGS["coco"] = Rendered(train=12)
 CLASSES = {"voc": 21, "context": 60, "person": 7, "nyud": 40, "sunrgbd": 37, "cityscapes": 19, "ade20k": 150}
+CLASSES["coco"] = 21
 
 # After a change of what is drawn: `python -m tests.test_rendered_archives` prints this table anew.
 GOLDEN: dict[str, dict[str, str]] = {
     "voc": {
+        "VOC2012test.tar": "41ebb15194acf07941ed102b3a30e1658ac9840f8db3e1e78dcc688d7938242d",
         "VOCtrainval_11-May-2012.tar": "43cd492886f88dd5020302c2317fc023766ba7c409436b930d7079db0ecfda59",
         "benchmark.tgz": "642f020a1384c8b60a8580e7fbe3032e298314255c9a9946e9ee5e7e6f9cfbd2",
     },
@@ -64,6 +68,10 @@ GOLDEN: dict[str, dict[str, str]] = {
     },
     "ade20k": {
         "ADEChallengeData2016.zip": "da274be0b0c85d68fc7d067a9459c7c4899194a39c89f9994f51dfab0ca60e2b",
+    },
+    "coco": {
+        "annotations_trainval2014.zip": "c94487975039970b57325343b4139c536d8e5091c7ccdc3c27043638663fd99e",
+        "train2014.zip": "54ddf07113d4439cb351698757c7e78aae04855f63adbf9811497aa3fe0f0467",
     },
 }
 
@@ -133,6 +141,11 @@ def read_voc(folder: Path) -> Iterator[Sample]:
     listed = {*sbd_lists["train"], *sbd_lists["val"]}
     # trainaug must have something to remove, to merge, and to add.
     assert all(set(lists["val"]) & set(ids) for ids in sbd_lists.values())
+    test = contents(folder / "VOC2012test.tar")
+    names = test.pop(f"{root}/ImageSets/Segmentation/test.txt").decode().split()
+    assert sorted(test) == [f"{root}/JPEGImages/{name}.jpg" for name in names]
+    assert not set(names) & set(lists["trainval"])
+    assert len({picture(data, "RGB").tobytes() for data in test.values()}) == len(names) == 3
     assert set(lists["train"]) & listed
     assert set(lists["train"]) - listed
     assert listed - set(lists["trainval"])
@@ -287,6 +300,34 @@ def read_ade20k(folder: Path) -> Iterator[Sample]:
         yield re.sub(r".*/ADE_(train|val)_\d{8}\.jpg", r"\1", path), picture(found[path], "RGB"), from_one(label)
 
 
+def read_coco(folder: Path) -> Iterator[Sample]:
+    photos, found = contents(folder / "train2014.zip"), contents(folder / "annotations_trainval2014.zip")
+    assert list(found) == ["annotations/instances_train2014.json"]
+    record = json.loads(found["annotations/instances_train2014.json"])
+    assert list(record) == ["info", "images", "licenses", "annotations", "categories"]
+    assert [f"train2014/{image['file_name']}" for image in record["images"]] == list(photos)
+    assert sum(thing["iscrowd"] for thing in record["annotations"]) == 1
+    assert len({thing["id"] for thing in record["annotations"]}) == len(record["annotations"])
+    voc = [0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72]
+    assert {category["id"] for category in record["categories"]} == {*voc[1:], 13}
+    for image in record["images"]:
+        size = image["height"], image["width"]
+        label = np.zeros(size, np.uint8)
+        for thing in record["annotations"]:
+            if thing["image_id"] != image["id"]:
+                continue
+            form = mask.frPyObjects(thing["segmentation"], *size)
+            pixels = mask.decode(mask.merge(form) if isinstance(form, list) else form).astype(bool)
+            x, y, width, _ = thing["bbox"]
+            if thing["category_id"] in voc:
+                assert pixels.any()
+                assert not pixels[: max(0, y - 1)].any()
+                assert not pixels[:, x + width + 1 :].any()
+                label[pixels] = 255 if thing["iscrowd"] else voc.index(thing["category_id"])
+        if label.any():
+            yield "train", picture(photos[f"train2014/{image['file_name']}"], "RGB"), label
+
+
 READERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
     "voc": read_voc,
     "context": read_context,
@@ -295,6 +336,7 @@ READERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
     "sunrgbd": read_sunrgbd,
     "cityscapes": read_cityscapes,
     "ade20k": read_ade20k,
+    "coco": read_coco,
 }
 
 
@@ -305,15 +347,16 @@ def test_same_bytes_everywhere(name: str, rendered: Callable[[str], Path]) -> No
 
 @pytest.mark.parametrize("name", READERS)
 def test_every_class_occurs_in_both_splits(name: str, rendered: Callable[[str], Path]) -> None:
-    pixels = {split: np.zeros(256, np.int64) for split in ("train", "val")}
-    counts = {"train": 0, "val": 0}
+    splits = ("train",) if name == "coco" else ("train", "val")
+    pixels = {split: np.zeros(256, np.int64) for split in splits}
+    counts = dict.fromkeys(splits, 0)
     sizes = set()
     for split, image, label in READERS[name](rendered(name)):
         assert image.shape == (*label.shape, 3)
         pixels[split] += np.bincount(label.ravel().astype(np.int64), minlength=256)
         counts[split] += 1
         sizes.add(label.shape)
-    assert counts == {"train": SETTINGS[name].train, "val": SETTINGS[name].val}
+    assert counts == {split: getattr(SETTINGS[name], split) for split in splits}
     for split, count in pixels.items():
         assert not count[CLASSES[name] : 255].any()
         assert not np.flatnonzero(count[: CLASSES[name]] < 10).size, f"{split}: {np.flatnonzero(count[:150] < 10)}"

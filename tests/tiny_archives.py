@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,11 +16,11 @@ from PIL import Image
 from scipy.io import savemat
 
 from pipeline import datasets
-from pipeline.datasets import ade20k, context, nyud, sunrgbd
+from pipeline.datasets import ade20k, coco, context, nyud, sunrgbd
 
 Array = npt.NDArray[Any]
 Files = dict[str, Any]  # archive -> {member: bytes}, or the bytes of a plain file
-Truth = dict[str, dict[str, tuple[Array, Array]]]  # split -> name -> image, label
+Truth = dict[str, dict[str, tuple[Array, Array | None]]]  # split -> name -> image, label
 
 H, W = 24, 40
 
@@ -98,7 +99,10 @@ def voc() -> tuple[Files, Truth]:
         tar[f"{v}/SegmentationClass/{name}.png"] = png(label, palette=True)
         truth["val" if name == "c" else "train"][name] = pixels(tar[f"{v}/JPEGImages/{name}.jpg"]), label
     truth["train"] = {name: truth["train"][name] for name in "abde"}
-    return {"VOCtrainval_11-May-2012.tar": tar, "benchmark.tgz": tgz}, truth
+    test = {f"{v}/JPEGImages/{name}.jpg": draw.photo() for name in "tu"}
+    truth["test"] = {name: (pixels(test[f"{v}/JPEGImages/{name}.jpg"]), None) for name in "ut"}
+    test[f"{v}/ImageSets/Segmentation/test.txt"] = b"u\nt\n"
+    return {"VOCtrainval_11-May-2012.tar": tar, "benchmark.tgz": tgz, "VOC2012test.tar": test}, truth
 
 
 def _voc2010(draw: Draw) -> dict[str, bytes]:
@@ -218,9 +222,8 @@ def cityscapes() -> tuple[Files, Truth]:
         ids = draw.label(34)
         images[f"leftImg8bit/{split}/{city}/{name}_leftImg8bit.png"] = photo
         labels[f"gtFine/{split}/{city}/{name}_gtFine_labelIds.png"] = png(ids)
-        if split != "test":
-            label = np.vectorize(lambda value: train_ids.get(value, 255), otypes=[np.uint8])(ids)
-            truth[split][name] = pixels(photo), label
+        label = np.vectorize(lambda value: train_ids.get(value, 255), otypes=[np.uint8])(ids)
+        truth.setdefault(split, {})[name] = pixels(photo), label if split != "test" else None
     return {"leftImg8bit_trainvaltest.zip": images, "gtFine_trainvaltest.zip": labels}, truth
 
 
@@ -238,6 +241,55 @@ def ade20k_() -> tuple[Files, Truth]:
     return {"ADEChallengeData2016.zip": members}, truth
 
 
+def annotation(category: int, segmentation: Any, area: float, image: int = 7, iscrowd: int = 0) -> dict[str, Any]:
+    """An object of COCO's JSON."""
+    ids = {"image_id": image, "category_id": category, "id": 1}
+    return {"segmentation": segmentation, "area": area, "iscrowd": iscrowd, **ids}
+
+
+def box(x: int, y: int, width: int, height: int) -> list[float]:
+    """The polygon that covers these pixels exactly."""
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def coco_(objects: list[dict[str, Any]] | None = None) -> tuple[Files, Truth]:
+    """Two images are kept (of areas over 1000); 8 has a crowd only, 10 nothing that VOC has, 11 no object at all."""
+    draw = Draw()
+    height, width = 40, 60
+    photos = {n: jpeg(draw.random.integers(0, 256, (height, width, 3), np.uint8)) for n in (7, 8, 9, 10, 11)}
+    label = {n: np.zeros((height, width), np.uint8) for n in photos}
+    label[7][2:32, 5:45], label[7][20:40, 30:50] = 15, 12
+    label[7][20:32, 30:45] = 255  # claimed by a person and a dog
+    label[7][0:2, 50:60] = 255  # of a crowd
+    label[9][0:40, 0:30] = 8  # two cats, of which one covers a part of the other
+    runs = np.zeros((height, width), bool)
+    runs[0:2, 50:60] = True
+    flat = np.flatnonzero(np.diff(np.concatenate([[0], runs.T.ravel().astype(int), [0]])))
+    counts = np.diff(np.concatenate([[0], flat, [height * width]])).tolist()
+    if objects is None:
+        objects = [
+            annotation(1, [box(5, 2, 40, 30)], 1200),
+            annotation(1, {"counts": counts, "size": [height, width]}, 20, iscrowd=1),
+            annotation(18, [box(30, 20, 20, 10), box(30, 30, 20, 10)], 400),
+            annotation(17, [box(0, 0, 30, 30)], 900, 9),
+            annotation(13, [box(30, 0, 30, 40)], 1200, 9),
+            annotation(17, [box(0, 20, 30, 20)], 600, 9),
+            annotation(1, {"counts": [0, height * width], "size": [height, width]}, 2400, 8, 1),
+            annotation(13, [box(0, 0, 60, 40)], 2400, 10),
+        ]
+    record = {
+        "info": {"year": 2014},
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": height, "width": width} for n in photos],
+        "annotations": objects,
+        "categories": [{"id": i, "name": n} for i, n in zip(coco.CATEGORIES, coco.NAMES, strict=True) if i],
+    }
+    files: Files = {
+        "train2014.zip": {f"train2014/{n}.jpg": photo for n, photo in photos.items()},
+        "annotations_trainval2014.zip": {"annotations/instances_train2014.json": json.dumps(record).encode()},
+    }
+    return files, {"train": {str(n): (pixels(photos[n]), label[n]) for n in (7, 9)}}
+
+
 BUILD = {
     "voc": voc,
     "context": context_,
@@ -246,6 +298,7 @@ BUILD = {
     "sunrgbd": sunrgbd_,
     "cityscapes": cityscapes,
     "ade20k": ade20k_,
+    "coco": coco_,
 }
 
 

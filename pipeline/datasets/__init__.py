@@ -1,4 +1,4 @@
-"""The paper's seven data sets: one module each, from its official archives to (image, label) samples.
+"""The paper's seven data sets, and COCO: one module each, from its official archives to (image, label) samples.
 
 A module gives what `Dataset` lists and nothing else, so that the stages need no knowledge of any data set.
 Labels are class indices 0..K-1 in the order of CLASSES; 255 is void (refinenet/data.py).
@@ -9,45 +9,82 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 from pipeline.members import Archive
+from pipeline.scratch import Scratch
 from refinenet.data import RGB, Array
 from refinenet.files import UserError
 
-NAMES = ("voc", "context", "person", "nyud", "sunrgbd", "cityscapes", "ade20k")
+NAMES = ("voc", "context", "person", "nyud", "sunrgbd", "cityscapes", "ade20k", "coco")
+
+# Of VOC 2012, which COCO is mapped to.
+VOC_CLASSES = (
+    "background",
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 
 
 class Reader(ABC):
     """Reads one data set from the folder `raw`, which holds its archives under their official names.
 
     Samples are read one at a time and in any order, so memory stays bounded. Reading raises UserError, naming
-    archive!member, for whatever the archives have wrong. A reader pickles as (class, raw) and reopens its
-    archives where it arrives, so that reading can be spread over processes.
+    archive!member, for whatever the archives have wrong.
+
+    A reader pickles with the lists that it has read and the way to what it has unpacked (pipeline/scratch.py): reading
+    can be spread over processes without doing that again in each. The reader that is pickled must stay open while its
+    copies open themselves. What a subclass has as a cached_property, a copy makes anew.
     """
 
     def __init__(self, raw: Path) -> None:
         self.raw = raw
         self.resources = ExitStack()
 
+    def __getstate__(self) -> dict[str, Any]:
+        own = type(self)
+        anew = {key for key in self.__dict__ if isinstance(getattr(own, key, None), cached_property)}
+        return {key: value for key, value in self.__dict__.items() if key not in {"resources", *anew}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.resources = ExitStack()
+        for value in state.values():
+            if isinstance(value, Archive):
+                self.resources.enter_context(value)
+            elif isinstance(value, Scratch):
+                self.resources.enter_context(value.file)
+
     @abstractmethod
     def names(self, split: str) -> list[str]:
-        """The images of "train" or "val", in the order of the official list."""
+        """The images of "train", "val" or, where COUNTS has it, "test", in the order of the official list.
+
+        Empty where the archive of test images is not in `raw`, which nothing else needs.
+        """
+
+    def released(self, split: str) -> int:
+        """How many images the archives have of `split`, which is what COUNTS counts: also those that are not used."""
+        return len(self.names(split))
 
     @abstractmethod
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
-        """One image (H x W x 3, uint8, RGB) and its label (H x W, uint8: class index, 255 = void)."""
+        """One image (H x W x 3, uint8, RGB) and its label (H x W, uint8: class index, 255 = void; "test": None)."""
 
     @abstractmethod
     def where(self, split: str, name: str) -> str:
-        """Where the label of `name` comes from, as archive!member: what an error about its values names."""
+        """Where the label of `name` comes from (without one, its image), as archive!member: what errors name."""
 
     def archive(self, name: str) -> Archive:
         """Open the archive `name` until this reader is closed."""
         return self.resources.enter_context(Archive(self.file(name)))
+
+    def has(self, name: str) -> bool:
+        """Whether the official file `name` is there: asked of those that may be missing."""
+        return (self.raw / name).is_file()
 
     def file(self, name: str) -> Path:
         """The path of the official file `name`; UserError where it is missing."""
@@ -67,15 +104,13 @@ class Reader(ABC):
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.raw,)
-
 
 class Dataset(Protocol):
     """What a data set's module has.
 
     `TITLE`: its name in print. `CLASSES`: their names in the official order. `PALETTE`: a colour for each.
-    `COUNTS`: images of the official release per split, in the order in which `prepare` writes them.
+    `COUNTS`: images of the official release per split, in the order in which `prepare` writes them; images of "test"
+    have no labels.
     """
 
     TITLE: str

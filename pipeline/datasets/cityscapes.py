@@ -3,6 +3,7 @@
     leftImg8bit_trainvaltest.zip   leftImg8bit/<split>/<city>/<name>_leftImg8bit.png
     gtFine_trainvaltest.zip        gtFine/<split>/<city>/<name>_gtFine_labelIds.png
 
+Labels of the split "test" are withheld: the files of that name in gtFine hold void only, and are not read.
 Label ids become train ids as in cityscapesScripts (labels.py); ids that are not trained are void.
 """
 
@@ -27,7 +28,7 @@ PALETTE = (
     *((250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60)),
     *((255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32)),
 )
-COUNTS = {"train": 2975, "val": 500}
+COUNTS = {"train": 2975, "val": 500, "test": 1525}
 
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of the classes, in order
 HIGHEST_ID = 33
@@ -51,10 +52,14 @@ class Reader(datasets.Reader):
         return sorted(names)
 
     def where(self, split: str, name: str) -> str:
+        if split == "test":
+            return self._images.where(_member("leftImg8bit", split, name, "leftImg8bit"))
         return self._labels.where(_member("gtFine", split, name, "gtFine_labelIds"))
 
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
         image = decode.photo(*self._images.named(_member("leftImg8bit", split, name, "leftImg8bit")))
+        if split == "test":
+            return image, None
         data, where = self._labels.named(_member("gtFine", split, name, "gtFine_labelIds"))
         return image, decode.relabel(decode.index_png(data, where, modes="L"), _TABLE, where)
 

@@ -12,6 +12,8 @@ cut to the same box. Where the frame is bent, its last pixels stay. An image wit
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import datasets
-from pipeline.datasets import decode
+from pipeline.datasets import decode, hdf5
+from pipeline.members import printable
 from refinenet.data import IGNORE_INDEX, Array
 from refinenet.files import UserError
 
@@ -43,18 +46,24 @@ _DATA = "nyu_depth_v2_labeled.mat"
 class Reader(datasets.Reader):
     def __init__(self, raw: Path) -> None:
         super().__init__(raw)
-        import h5py
-
         self._table = self._mapping()
-        path = self.file(_DATA)
-        try:
-            file = self.resources.enter_context(h5py.File(path, "r"))
-        except OSError as error:
-            raise UserError(f"{path}: not a whole HDF5 file ({error})".split("\n")[0]) from None
-        self._images = self._variable(file, "images", (3,))
-        self._labels = self._variable(file, "labels", ())
         if self._images.shape[::2] + self._images.shape[3:] != self._labels.shape:
-            raise UserError(f"{path}: images {self._images.shape} and labels {self._labels.shape} do not match")
+            raise UserError(
+                f"{self.raw / _DATA}: images {self._images.shape} and labels {self._labels.shape} do not match"
+            )
+
+    @cached_property
+    def _data(self) -> hdf5.File:
+        path = self.file(_DATA)
+        return self.resources.enter_context(closing(hdf5.File(path, str(path))))
+
+    @cached_property
+    def _images(self) -> Any:
+        return self._variable("images", (3,))
+
+    @cached_property
+    def _labels(self) -> Any:
+        return self._variable("labels", ())
 
     def _mapping(self) -> Array:
         path = self.file("classMapping40.mat")
@@ -66,12 +75,11 @@ class Reader(datasets.Reader):
             raise UserError(f"{path}: mapClass has {len(mapping)} entries, expected {LABELS} of 1 to {len(CLASSES)}")
         return np.concatenate([[IGNORE_INDEX], mapping.astype(np.int64) - 1]).astype(np.uint8)
 
-    def _variable(self, file: Any, name: str, inner: tuple[int, ...]) -> Any:
+    def _variable(self, name: str, inner: tuple[int, ...]) -> Any:
         """A variable of the HDF5 file: N x `inner` x W x H."""
-        found = file.get(name)
-        shape = getattr(found, "shape", None)
-        if shape is None or len(shape) != 3 + len(inner) or shape[1:-2] != inner:
-            raise UserError(f"{self.raw / _DATA}: {name} is {shape}, expected N x {'3 x ' if inner else ''}W x H")
+        found = self._data.dataset(name)
+        if len(found.shape) != 3 + len(inner) or found.shape[1:-2] != inner:
+            raise UserError(f"{self.raw / _DATA}: {name} is {found.shape}, expected N x {'3 x ' if inner else ''}W x H")
         return found
 
     def names(self, split: str) -> list[str]:
@@ -79,10 +87,10 @@ class Reader(datasets.Reader):
         indices = decode.matlab(path.read_bytes(), str(path), _SPLITS[split]).ravel()
         if not indices.size:
             raise UserError(f"{path}: {_SPLITS[split]} is empty")
-        if indices.dtype.kind not in "uif" or indices.min() < 1 or indices.max() > len(self._images):
-            raise UserError(
-                f"{path}: {_SPLITS[split]} names image {indices.max()}, {_DATA} has 1 to {len(self._images)}"
-            )
+        whole = np.isin(indices, np.arange(1, len(self._images) + 1)) if indices.dtype.kind in "uif" else np.zeros(1)
+        if not whole.all():
+            wrong = printable(str(indices[np.argmin(whole)]))
+            raise UserError(f"{path}: {_SPLITS[split]} names image {wrong}, {_DATA} has 1 to {len(self._images)}")
         if len(np.unique(indices)) < len(indices):
             raise UserError(f"{path}: {_SPLITS[split]} names an image twice")
         return [f"{int(index):04d}" for index in indices]
@@ -92,10 +100,8 @@ class Reader(datasets.Reader):
 
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
         index = int(name) - 1
-        try:
-            image, label = self._images[index], self._labels[index]
-        except OSError as error:
-            raise UserError(f"{self.where(split, name)}: cannot be read ({error})".split("\n")[0]) from None
+        image = self._data.read(self._images, index, f"!images[{name}]", 3 * decode.PIXELS)
+        label = self._data.read(self._labels, index, f"!labels[{name}]", decode.PIXELS)
         if image.dtype != np.uint8:
             raise UserError(f"{self.raw / _DATA}: images are {image.dtype}, expected uint8")
         image = image.transpose(2, 1, 0)  # MATLAB's columns first: 3 x W x H -> H x W x 3

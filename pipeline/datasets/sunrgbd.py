@@ -12,13 +12,16 @@ Directories are written as on the authors' machine, "/n/fs/sun3d/data/SUNRGBD/kv
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import datasets
-from pipeline.datasets import decode
+from pipeline.datasets import decode, hdf5
+from pipeline.members import printable
 from refinenet.data import IGNORE_INDEX, Array
 from refinenet.files import UserError
 
@@ -37,35 +40,40 @@ _META = "SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat"
 _SEG = "SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat"
 _SEG37 = "SUNRGBDtoolbox/Metadata/seg37list.mat"
 _ALLSPLIT = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
+_META_LIMIT = 1 << 32  # bytes; it has the 3-D boxes of all images, too
+_IMAGES_LIMIT = 1_000_000
 _TABLE = np.array([IGNORE_INDEX, *range(len(CLASSES))], np.uint8)
 
 
 class Reader(datasets.Reader):
     def __init__(self, raw: Path) -> None:
         super().__init__(raw)
-        import h5py
-
         self._pictures = self.archive("SUNRGBD.zip")
         self._toolbox = self.archive("SUNRGBDtoolbox.zip")
         data, where = self._toolbox.named(_SEG37)
         found = decode.strings(decode.matlab(data, where, "seg37list"), where)
         decode.check_classes(found, CLASSES, where)
         self._paths = self._read_paths()
-        scratch = self._toolbox.scratch(_SEG)  # half a gigabyte; compressed in its zip, HDF5 wants to seek in it
-        where = self._toolbox.where(_SEG)
-        try:
-            self._hdf5 = self.resources.enter_context(h5py.File(scratch, "r"))
-            self._references = self._hdf5["SUNRGBD2Dseg"]["seglabel"][()].ravel()
-        except (OSError, KeyError, ValueError, AttributeError) as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(f"{where}: no HDF5 file with SUNRGBD2Dseg.seglabel ({reason})") from None
         if len(self._references) != len(self._paths):
+            where = self._toolbox.where(_SEG)
             raise UserError(f"{where}: {len(self._references)} labels, {_META} has {len(self._paths)} images")
+
+    @cached_property
+    def _data(self) -> hdf5.File:
+        # Half a gigabyte; compressed in its zip, HDF5 wants to seek in it.
+        file = hdf5.File(self._toolbox.scratch(_SEG), self._toolbox.where(_SEG))
+        return self.resources.enter_context(closing(file))
+
+    @cached_property
+    def _references(self) -> Any:
+        """A reference to each label."""
+        found = self._data.dataset("SUNRGBD2Dseg/seglabel", "O")
+        return self._data.read(found, (), ": SUNRGBD2Dseg/seglabel", _IMAGES_LIMIT).ravel()
 
     def _read_paths(self) -> list[tuple[str, str]]:
         """Directory and file name of each image, in the order of SUNRGBDMeta."""
         where = self._toolbox.where(_META)
-        meta = decode.matlab(self._toolbox.scratch(_META), where, "SUNRGBDMeta").ravel()
+        meta = decode.matlab(self._toolbox.read(_META, _META_LIMIT), where, "SUNRGBDMeta", _META_LIMIT).ravel()
         if meta.dtype.names is None or not {"rgbpath", "rgbname"} <= set(meta.dtype.names) or not meta.size:
             raise UserError(f"{where}: SUNRGBDMeta is {meta.dtype.names}, expected structs with rgbpath and rgbname")
         paths = decode.strings(meta["rgbpath"], where)
@@ -81,7 +89,7 @@ class Reader(datasets.Reader):
         places = {directory: index for index, (directory, _) in enumerate(self._paths)}
         missing = next((directory for directory in wanted if directory not in places), None)
         if missing is not None:
-            raise UserError(f"{where}: {_SPLITS[split]} names {missing}, which SUNRGBDMeta has no image of")
+            raise UserError(f"{where}: {_SPLITS[split]} names {printable(missing)}, which SUNRGBDMeta has no image of")
         if len(set(wanted)) < len(wanted):
             raise UserError(f"{where}: {_SPLITS[split]} names a directory twice")
         return [f"{places[directory] + 1:05d}" for directory in wanted]
@@ -93,13 +101,9 @@ class Reader(datasets.Reader):
         index = int(name) - 1
         directory, file = self._paths[index]
         image = decode.photo(*self._pictures.named(f"SUNRGBD/{directory}/image/{file}"))
-        return image, decode.relabel(self._label(index, self.where(split, name)).T, _TABLE, self.where(split, name))
-
-    def _label(self, index: int, where: str) -> Any:
-        try:
-            return self._hdf5[self._references[index]][()]
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{where}: cannot be read ({error})".split("\n")[0]) from None
+        found = self._data.referenced(self._references[index], f"[{name}]")
+        label = self._data.read(found, (), f"[{name}]", decode.PIXELS)
+        return image, decode.relabel(label.T, _TABLE, self.where(split, name))
 
 
 def _relative(path: str) -> str:

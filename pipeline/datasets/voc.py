@@ -1,6 +1,7 @@
 """PASCAL VOC 2012 segmentation, with SBD's labels added to its training set.
 
     VOCtrainval_11-May-2012.tar   VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}
+    VOC2012test.tar               VOCdevkit/VOC2012/{JPEGImages,ImageSets/Segmentation/test.txt}; may be missing
     benchmark.tgz                 benchmark_RELEASE/dataset/{img,cls,train.txt,val.txt}  (SBD, Hariharan et al. 2011)
 
 train = (VOC train + SBD train + SBD val) - VOC val: "trainaug", 10,582 images; val = VOC val.
@@ -22,13 +23,9 @@ from refinenet.data import Array
 from refinenet.files import UserError
 
 TITLE = "PASCAL VOC 2012"
-CLASSES = (
-    "background",
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
+CLASSES = datasets.VOC_CLASSES
 PALETTE = datasets.colour_map(len(CLASSES))
-COUNTS = {"train": 10582, "val": 1449}
+COUNTS = {"train": 10582, "val": 1449, "test": 1456}
 
 _VOC = "VOCdevkit/VOC2012"
 _SBD = "benchmark_RELEASE/dataset"
@@ -39,6 +36,7 @@ class Reader(datasets.Reader):
         super().__init__(raw)
         self._voc = self.archive("VOCtrainval_11-May-2012.tar")
         self._sbd = self.archive("benchmark.tgz")
+        self._test = self.archive("VOC2012test.tar") if self.has("VOC2012test.tar") else None
         self._voc_train, self._val = (
             decode.image_list(*self._voc.named(f"{_VOC}/ImageSets/Segmentation/{split}.txt"))
             for split in ("train", "val")
@@ -47,17 +45,25 @@ class Reader(datasets.Reader):
         sbd = [
             name for split in ("train", "val") for name in decode.image_list(*self._sbd.named(f"{_SBD}/{split}.txt"))
         ]
-        self._trainaug = [name for name in dict.fromkeys(self._voc_train + sbd) if name not in set(self._val)]
+        val = set(self._val)
+        self._trainaug = [name for name in dict.fromkeys(self._voc_train + sbd) if name not in val]
 
     def names(self, split: str) -> list[str]:
+        if split == "test":
+            member = f"{_VOC}/ImageSets/Segmentation/test.txt"
+            return [] if self._test is None else decode.image_list(*self._test.named(member))
         return list({"train": self._trainaug, "val": self._val}[split])
 
     def where(self, split: str, name: str) -> str:
+        if split == "test" and self._test is not None:
+            return self._test.where(f"{_VOC}/JPEGImages/{name}.jpg")
         if name in self._own:
             return self._voc.where(f"{_VOC}/SegmentationClass/{name}.png")
         return self._sbd.where(f"{_SBD}/cls/{name}.mat")
 
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
+        if split == "test" and self._test is not None:
+            return decode.photo(*self._test.named(f"{_VOC}/JPEGImages/{name}.jpg")), None
         if name in self._own:
             return (
                 decode.photo(*self._voc.named(f"{_VOC}/JPEGImages/{name}.jpg")),

@@ -3,13 +3,15 @@
 `pipeline/datasets` reads these and the published archives with the same code. Drawn from the same settings they have
 the same bytes on every machine (encode.py, deflate.py). What is written here and what is left out, by data set:
 
-    voc         palette PNGs with void borders; SBD's GTcls with Boundaries; no Annotations, no SegmentationObject
+    voc         palette PNGs with void borders; SBD's GTcls with Boundaries; no Annotations, no SegmentationObject;
+                test images
     context     459-name LabelMaps; background is drawn as labels outside the 59
     person      as published by the authors of DeepLab
     nyud        MATLAB 7.3 with images, labels, names; no depths
     sunrgbd     image/ and scene.txt of each frame; toolbox without 3-D boxes and without code
     cityscapes  fine labels of all four kinds; test labels hold the void regions only
     ade20k      as published
+    coco        instances of train2014 only: polygons, one crowd as run lengths; VOC's categories and one other
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ _WRITERS = {
     "sunrgbd": "sunrgbd.render",
     "cityscapes": "cityscapes.render",
     "ade20k": "ade20k.render",
+    "coco": "coco.render",
 }
 
 

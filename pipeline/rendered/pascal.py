@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from pipeline.datasets import context, person, voc
 from pipeline.rendered.album import Picture, paint, variant
 from pipeline.rendered.encode import Member, jpeg, lines, mat, png, voc_palette, write, write_tar, write_zip
+from pipeline.rendered.scene import World
 from pipeline.settings import Rendered
 from refinenet.data import IGNORE_INDEX
 
 _VOC2010 = "VOCtrainval_03-May-2010.tar"
+_TEST = 3  # images of VOC 2012 whose labels are withheld
 
 
 def _ids(pictures: Sequence[Picture], first: int, last: int) -> dict[int, str]:
@@ -62,7 +64,18 @@ def render_voc(settings: Rendered, folder: Path) -> None:
         for name in ("train", "val"):
             yield f"{root}/{name}.txt", lines(ids[p.number] for p in lists[f"sbd {name}"])
 
+    def test_members() -> Iterator[Member]:
+        root = "VOCdevkit/VOC2012"
+        world = World("voc", voc.CLASSES, settings.seed)
+        names = []
+        for number, required in enumerate(world.plan(_TEST)):
+            names.append(f"2012_{6 + 29 * number:06d}")
+            drawn = world.draw(len(pictures) + number, required, settings.height, settings.width)
+            yield f"{root}/JPEGImages/{names[-1]}.jpg", jpeg(drawn.image)
+        yield f"{root}/ImageSets/Segmentation/test.txt", lines(names)
+
     write_tar(folder / "VOCtrainval_11-May-2012.tar", voc_members())
+    write_tar(folder / "VOC2012test.tar", test_members())
     write_tar(folder / "benchmark.tgz", sbd_members())
 
 

@@ -1,0 +1,83 @@
+"""HDF5 files (MATLAB 7.3), of which only plain data sets of the file itself are read.
+
+HDF5 can lead elsewhere: links to other files, data sets whose bytes lie in any file of this machine or are put
+together from several. Those are refused before they are opened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.members import printable
+from refinenet.files import UserError
+
+
+class File:
+    """An HDF5 file open for reading. `where` opens every error."""
+
+    def __init__(self, file: Path | IO[bytes], where: str) -> None:
+        import h5py
+
+        self.where = where
+        try:
+            self._file = h5py.File(file, "r")
+        except Exception as error:  # of h5py's Python layer: OSError, RuntimeError, ValueError, KeyError, by the damage
+            raise UserError(f"{where}: not a whole HDF5 file ({printable(str(error))})") from None
+
+    def close(self) -> None:
+        self._file.close()
+
+    def dataset(self, name: str, kinds: str = "u") -> Any:
+        """The data set "group/name" of a NumPy kind in `kinds`: "u" unsigned integers, "O" references."""
+        import h5py
+
+        found: Any = self._file
+        try:
+            for part in name.split("/"):
+                if not isinstance(found, h5py.Group) or part not in found:
+                    raise UserError(f"{self.where}: no {name}")
+                if not isinstance(found.get(part, getlink=True), h5py.HardLink):
+                    raise UserError(f"{self.where}: {name} is a link, expected a data set of this file")
+                found = found[part]
+            return self._plain(found, name, kinds)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.where}: {name} cannot be read ({printable(str(error))})") from None
+
+    def referenced(self, reference: Any, name: str) -> Any:
+        """The data set of unsigned integers that `reference` leads to; `name` is what errors call it."""
+        try:
+            return self._plain(self._file[reference], name, "u")
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.where}{name}: cannot be read ({printable(str(error))})") from None
+
+    def read(self, dataset: Any, index: int | tuple[()], name: str, limit: int) -> Any:
+        """`dataset[index]`; UserError where that is damaged or more than `limit` numbers."""
+        shape = dataset.shape[1:] if isinstance(index, int) else dataset.shape
+        numbers = 1
+        for side in shape:
+            numbers *= side
+        if numbers > limit:
+            raise UserError(f"{self.where}{name}: {' x '.join(map(str, shape))}, expected {limit} numbers at most")
+        try:
+            return dataset[index]
+        except Exception as error:
+            raise UserError(f"{self.where}{name}: cannot be read ({printable(str(error))})") from None
+
+    def _plain(self, found: Any, name: str, kinds: str) -> Any:
+        import h5py
+
+        if not isinstance(found, h5py.Dataset):
+            raise UserError(f"{self.where}: {name} is no data set")
+        if found.external or found.is_virtual:
+            raise UserError(f"{self.where}: the bytes of {name} lie in other files")
+        if found.dtype.kind not in kinds or (found.dtype.kind == "O" and h5py.check_ref_dtype(found.dtype) is None):
+            raise UserError(f"{self.where}: {name} is {found.dtype}, expected {_KINDS[kinds]}")
+        return found
+
+
+_KINDS = {"u": "unsigned integers", "O": "references"}
