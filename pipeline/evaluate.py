@@ -1,4 +1,4 @@
-"""Stage `evaluate`: a trained model on the validation images -> metrics/<experiment>.json, predictions/<experiment>/.
+"""Stage `evaluate`: a trained model on the validation images -> metrics/<data>/<experiment>.json, predictions/.
 
 One pass over the images answers every protocol that the tables ask of this model.
 """
@@ -18,7 +18,7 @@ from pipeline import progress, settings
 from pipeline.pictures import GAP, colour
 from pipeline.stage import main
 from pipeline.tracking import track
-from refinenet.config import Resizing
+from pipeline.trained import Trained
 from refinenet.data import RGB, Array, Sample, Split
 from refinenet.files import UserError, whole_file, whole_folder
 from refinenet.metrics import Counts, confusion, most_frequent, scores
@@ -47,26 +47,12 @@ def run(name: str) -> None:
     """Evaluate the experiment `name` as settings.json says."""
     choice = settings.load("evaluate", name)
     data = Path("data") / choice.data
-    weights = Path("models") / f"{name}.safetensors"
     split = Split(data / "val.arrow")
     classes, palette = split.schema.classes, split.schema.palette
     if not len(split):
         raise UserError(f"{split.path}: no image to evaluate on")
-    if not weights.is_file():
-        raise UserError(f"{weights}: no such file; `train {name}` makes it, or `dvc pull train`")
-
-    from refinenet import inference
-    from refinenet.device import choose_device, reproducible
-    from refinenet.network import load
-
-    device = choose_device(choice.device)
-    reproducible(choice.seed, choice.threads)
-    model, about = load(weights, device)
-    if tuple(about["classes"]) != classes:
-        raise UserError(
-            f"{weights}: trained on {about['dataset']}, expected the {len(classes)} classes of {choice.data}"
-        )
-    resizing = Resizing(choice.input_scale, choice.short_edge)
+    trained = Trained(name, choice, classes)
+    config = trained.model.config
 
     totals = {protocol: np.zeros((len(classes), len(classes) + 1), np.int64) for protocol in choice.protocols}
     shown = {round(i * (len(split) - 1) / max(choice.pictures - 1, 1)) for i in range(choice.pictures)}
@@ -77,11 +63,11 @@ def run(name: str) -> None:
         "images": len(split),
         **{f"scales.{k}": p.scales for k, p in choice.protocols.items()},
     }
-    with track("evaluate", name, choice.data, params, {"evaluation data": data}, weights=weights) as log:
+    with track("evaluate", name, choice.data, params, {"evaluation data": data}, weights=trained.path) as log:
         for index, sample in enumerate(progress.bar(f"evaluate {name}", "image", split)):
             if sample.label is None:
                 raise UserError(f"{split.path}: {sample.name} has no label to score against")
-            labels = inference.predict(model, sample.image, choice.protocols, resizing, choice.average)
+            labels = trained(sample.image, choice.protocols)
             for protocol, label in labels.items():
                 totals[protocol] += confusion(sample.label, label, len(classes))
             if index in shown:
@@ -102,6 +88,12 @@ def run(name: str) -> None:
             "profile": choice.profile,
             "seed": choice.seed,
             "images": len(split),
+            "network": {
+                "backbone": config.backbone,
+                "cascade": config.cascade if isinstance(config.cascade, str) else "own",
+                "pools": config.pools,
+                "width": config.width,
+            },
             "most_frequent": {
                 "class": classes[winner],
                 "mean_iou": baseline.mean_iou,
@@ -116,7 +108,7 @@ def run(name: str) -> None:
             # Plain .npy files: an .npz carries the time it was written at.
             for protocol, counts in totals.items():
                 np.save(folder / f"confusion-{protocol}.npy", counts)
-        with whole_file(Path("metrics") / f"{name}.json") as part:
+        with whole_file(Path("metrics") / choice.data / f"{name}.json") as part:
             part.write_text(json.dumps(metrics, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
         for file in sorted(target.glob("*.png")):
             log.artifact(file, "predictions")

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipeline import progress
+from pipeline.photos import as_seen
 from pipeline.pictures import indexed, overlay
 from pipeline.stage import report
 from refinenet.config import Protocol, Resizing
@@ -115,7 +116,7 @@ def read_image(path: Path) -> Array:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of size (an error comes at twice that), of odd metadata
             with Image.open(path) as picture:
-                return np.array(_rgb(ImageOps.exif_transpose(picture)))
+                return as_seen(picture)
     except UserError:
         raise
     except UnidentifiedImageError:
@@ -125,22 +126,6 @@ def read_image(path: Path) -> Array:
     except Exception as error:  # Pillow's readers have no error type of their own: a broken file raises nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path}: cannot be read ({' '.join(reason.split())})") from None
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        # Pillow's own conversion cuts 16 bits off at 255.
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("grey values of more than 16 bits, expected 8 or 16")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise ValueError("floating-point grey values, expected 8 or 16 bits")
-    if picture.has_transparency_data:
-        # What is under a transparent pixel nobody has seen and may be anything; viewers show the page, which is white.
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
 
 
 class Labeller:

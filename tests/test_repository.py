@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import runpy
 import subprocess
 import textwrap
 from pathlib import Path
@@ -30,11 +31,11 @@ def test_nothing_large_but_the_starter_remote(tracked: list[Path]) -> None:
     assert [path for path, size in sizes.items() if size > 1e6 and path.parts[0] != "starter"] == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/data.md"])
 def test_links_lead_somewhere(name: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / name).read_text())
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", (ROOT / name).read_text())
     assert links or name == "CONTRIBUTING.md"
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
 
 
 def test_make_targets_and_modules_named_in_the_docs_exist() -> None:
@@ -57,3 +58,9 @@ def test_the_profile_shown_in_the_readme_is_the_file() -> None:
     shown = re.search(r"^    base: mini\n(?:    .*\n)+", (ROOT / "README.md").read_text(), re.M)
     assert shown is not None
     assert yaml.safe_load(textwrap.dedent(shown[0])) == yaml.safe_load((ROOT / "profiles/voc-files.yaml").read_text())
+
+
+def test_the_tables_on_the_data_are_those_of_the_code_and_the_paper_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    made = runpy.run_path("docs/data.py")["page"]()
+    assert made == (ROOT / "docs/data.md").read_text(encoding="utf-8"), "python docs/data.py renews them"

@@ -1,0 +1,35 @@
+"""A picture as it is meant to be seen, as the 8-bit RGB that a network takes."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from refinenet.data import Array
+
+
+def as_seen(picture: Image.Image) -> Array:
+    """The picture as H x W x 3 uint8 RGB, turned as its EXIF data say, on white where it is transparent.
+
+    16-bit grey is rounded to 8 bits. ValueError for more bits and for floating-point values, whose range nobody knows.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        # Pillow's own conversion cuts 16 bits off at 255.
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("grey values of more than 16 bits, expected 8 or 16")
+        return np.array(Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB"))
+    if picture.mode == "F":
+        raise ValueError("floating-point grey values, expected 8 or 16 bits")
+    if picture.has_transparency_data:
+        # What is under a transparent pixel nobody has seen and may be anything; viewers show the page, which is white.
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.array(picture.convert("RGB"))
+
+
+def is_plain(picture: Image.Image) -> bool:
+    """Whether `picture.convert("RGB")` already is the picture as seen; asks its header only."""
+    upright = picture.getexif().get(0x0112, 1) == 1  # 0x0112: orientation
+    return upright and not picture.has_transparency_data and picture.mode not in ("I", "F") and "16" not in picture.mode

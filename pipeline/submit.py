@@ -1,0 +1,217 @@
+"""Write the archive that the test server of VOC or Cityscapes takes (the paper's tables 4 and 5), checked first.
+
+Beside the archive a .json notes which model, data and settings made it. Finished predictions are kept until the archive
+is written, so that a run that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline import progress, settings
+from pipeline.files import dvc_md5
+from pipeline.published import published
+from pipeline.servers import COMPETITIONS, SERVERS, Server
+from pipeline.stage import report
+from pipeline.trained import Trained
+from refinenet.config import Protocol
+from refinenet.data import Sample, Split
+from refinenet.files import UserError, sync, whole_file
+
+_EXAMPLES = """\
+examples:
+  python -m pipeline.submit voc                                   submissions/voc-res152.tgz, the paper's best on VOC
+  python -m pipeline.submit cityscapes --output submissions/first.zip
+  python -m pipeline.submit voc --partial                         a trial with what is prepared, not for upload
+  python -m pipeline.submit check submissions/first.zip --data cityscapes
+"""
+
+
+def default_experiment(data: str) -> str:
+    """Of the experiments in the paper's table of `data`, the one whose printed mean (the last column) is highest."""
+    rows = [row for row in published()[data].rows if row.sources]
+    return max(rows, key=lambda row: float(row.values[-1])).sources[-1].experiment
+
+
+def open_split(server: Server, split: str) -> Split:
+    """The prepared images; UserError says how to get them."""
+    path = Path("data") / server.data / f"{split}.arrow"
+    if split == "test" and not path.is_file():
+        raise UserError(
+            f"{path}: no test images are prepared: {server.missing}; then `python -m pipeline.prepare {server.data}`"
+        )
+    return Split(path)
+
+
+def target(server: Server, options: argparse.Namespace, experiment: str) -> tuple[Path, str]:
+    """The archive to write, and its name without the suffix."""
+    known = (*server.suffixes, ".zip")
+    usual = f"{experiment}{'' if options.split == 'test' else f'-{options.split}'}{server.suffixes[0]}"
+    path: Path = options.output or Path("submissions") / usual
+    suffix = next((known for known in known if path.name.endswith(known) and path.name != known), None)
+    if suffix is None:
+        raise UserError(f"{path}: expected a name that ends in {', '.join(dict.fromkeys(known))}")
+    stem = path.name.removesuffix(suffix)
+    if options.partial and not stem.endswith(".partial"):
+        stem += ".partial"
+    return path.with_name(stem + suffix), stem
+
+
+def run(server: Server, options: argparse.Namespace) -> None:
+    """Predict, pack, check, write. UserError for whatever the server would refuse."""
+    experiment: str = options.experiment or default_experiment(server.data)
+    choice = settings.load("evaluate", experiment)
+    if choice.data != server.data:
+        raise UserError(f"--experiment {experiment}: trained on {choice.data}, expected an experiment on {server.data}")
+    if options.protocol not in choice.protocols:
+        raise UserError(f"--protocol {options.protocol}: {experiment} has {', '.join(choice.protocols)}")
+    protocol = choice.protocols[options.protocol]
+    path, stem = target(server, options, experiment)
+    images = open_split(server, options.split)
+    sizes = server.sizes(images, options.split, options.partial)
+    model = Trained(experiment, choice, images.schema.classes, void=server.void is not None)
+    if (size := images.path.stat().st_size) > 1e9:
+        print(f"{images.path}: taking the md5 of {size / 1e9:.1f} GB", file=sys.stderr)
+
+    kept = path.with_name(f".{stem}.parts")
+    kept.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(kept / "lock", timeout=0):
+            # All that decides a prediction, down to its last bit: the order of sums is that of the threads.
+            key: dict[str, Any] = {
+                "model": {"file": model.path.as_posix(), "md5": dvc_md5(model.path)},
+                "data": {"file": images.path.as_posix(), "md5": dvc_md5(images.path)},
+                "protocol": {"name": options.protocol, **asdict(protocol)},
+                **{k: getattr(choice, k) for k in ("input_scale", "short_edge", "average", "device", "threads")},
+            }
+            predict(server, model, {"it": protocol}, images, kept, key)
+            built = kept / f"whole{path.name.removeprefix(stem)}"
+            files = ((image, (kept / f"{image}.png").read_bytes()) for image in sizes)
+            server.write(built, options.split, options.competition, files)
+            server.check(built, images, options.split, options.partial)
+            notes = {
+                "archive": {"file": path.name, "md5": dvc_md5(built), "images": len(sizes), "partial": options.partial},
+                "server": {"data": server.data, "split": options.split, "competition": options.competition},
+                "experiment": experiment,
+                "profile": choice.profile,
+                "commit": _commit(),
+                **key,
+            }
+            beside = path.with_name(f"{stem}.json")
+            beside.unlink(missing_ok=True)  # at no moment the notes of another archive
+            built.replace(path)
+            sync(path.parent)
+            with whole_file(beside) as part:
+                part.write_text(json.dumps(notes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            shutil.rmtree(kept)
+    except Timeout:
+        raise UserError(f"{path}: another process is writing it") from None
+    print(_line(server, path, len(sizes), options))
+
+
+def predict(
+    server: Server, model: Trained, protocol: Mapping[str, Protocol], images: Split, kept: Path, key: Mapping[str, Any]
+) -> None:
+    """Make `kept`/<image>.png for each image that has none of this very `key` yet."""
+    note, text = kept / "key.json", json.dumps(key, indent=1)
+    if not note.is_file() or note.read_text(encoding="utf-8") != text:
+        for left in kept.iterdir():
+            if left.name != "lock":
+                left.unlink()
+        with whole_file(note) as part:
+            part.write_text(text, encoding="utf-8")
+    todo = [index for index, sample in enumerate(images) if not _finished(server, kept, sample)]
+    with progress.bar(f"submit {model.path.stem}", "image", total=len(images), initial=len(images) - len(todo)) as bar:
+        for index in todo:
+            sample = images[index]
+            (label,) = model(sample.image, protocol).values()
+            with whole_file(kept / f"{sample.name}.png") as part:
+                part.write_bytes(server.png(label))
+            bar.update()
+
+
+def _finished(server: Server, kept: Path, sample: Sample) -> bool:
+    file = kept / f"{sample.name}.png"
+    try:
+        server.check_png(file.read_bytes(), str(file), sample.image.shape[:2])
+    except (FileNotFoundError, UserError):
+        return False
+    return True
+
+
+def _commit() -> str | None:
+    """The checked-out commit, with "-dirty" where tracked files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _line(server: Server, path: Path, count: int, options: argparse.Namespace) -> str:
+    size = path.stat().st_size
+    told_size = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    told = f"{path}: {count} images, {told_size}: {server.contents(options.split, options.competition)}"
+    if options.partial or options.split != "test":
+        return f"{told}; not for upload"
+    if not path.name.endswith(server.suffixes):
+        told += f"; the server's page names {', '.join(server.suffixes)} only"
+    competition = f", as {options.competition} ({COMPETITIONS[options.competition]})" if server.data == "voc" else ""
+    return f"{told}; upload it{competition} at {server.upload}"
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check the archive `options.file`; UserError for the first thing that is wrong."""
+    server = SERVERS[options.data]
+    count = server.check(options.file, open_split(server, options.split), options.split, options.partial)
+    print(f"{options.file}: {count} images, as the server of {server.title} takes them")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m pipeline.submit",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="voc | cityscapes | check")
+    lines = {name: commands.add_parser(name, help=f"for the server of {one.title}") for name, one in SERVERS.items()}
+    for name, line in lines.items():
+        add = line.add_argument
+        add("--experiment", metavar="NAME", help=f"whose model; default: {default_experiment(name)}")
+        add("--protocol", default="multi", metavar="NAME", help="of the experiment's settings; default: multi")
+        usual = f"submissions/<experiment>{SERVERS[name].suffixes[0]}"
+        add("--output", type=Path, metavar="FILE", help=f"default: {usual}")
+        line.set_defaults(competition=None)
+    told = "; ".join(f"{name}: {meaning}" for name, meaning in COMPETITIONS.items())
+    lines["voc"].add_argument("--competition", choices=COMPETITIONS, default="comp6", help=f"{told}; default: comp6")
+    lines["check"] = commands.add_parser("check", help="check an archive")
+    lines["check"].add_argument("file", type=Path, metavar="FILE")
+    lines["check"].add_argument("--data", choices=SERVERS, required=True, help="whose server it is for")
+    for line in lines.values():
+        line.add_argument("--split", choices=("test", "val"), default="test", help="default: test")
+        line.add_argument("--partial", action="store_true", help="a trial with what is prepared, never for upload")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    options = parser().parse_args(arguments)
+    if options.command == "check":
+        return report(lambda: check(options))
+    return report(lambda: run(SERVERS[options.command], options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
