@@ -12,14 +12,16 @@ from refinenet.files import UserError
 
 
 def run() -> None:
-    """Print the results that exist; UserError where one of the nine tables does not."""
-    profile = settings.read_yaml(settings.PARAMS)["profile"]
+    """Print the results that exist; UserError where one of the nine tables or of the user's own does not."""
+    params = settings.read_yaml(settings.PARAMS)
+    profile = params["profile"]
     print(f"\nProfile {profile}. {caveat(profile)}".rstrip())
-    for name, table in published().items():
+    titles = {name: f"Table {table.number}" for name, table in published().items()}
+    for name, title in (titles | dict.fromkeys(params.get("own") or (), "Own data")).items():
         path = Path("results") / f"{name}_table.md"
         if not path.is_file():
             raise UserError(f"{path}: was not made; `snakemake --cores all {path}` makes it and shows why not")
-        print(f"  Table {table.number}  {path}")
+        print(f"  {title:8} {path}")
     print("  all on one page   results/report.html      open it in a browser")
     print("  runs and curves   make ui                  then http://127.0.0.1:5000")
     print("  trained weights   models/                  versioned: dvc push, dvc pull train")

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pipeline import settings
+from pipeline import pack, settings
 from refinenet.files import UserError, whole_file
 
 _T = TypeVar("_T")
@@ -83,7 +83,12 @@ def stages(repo: Any) -> list[Stage]:
             if hasattr(dep, "params"):
                 param_files.append(dep.def_path)
                 params.update({key: _look_up(resolved, key) for key in dep.params})
-            elif dep.def_path in produced or not Path(dep.def_path).is_dir():
+            elif dep.def_path in produced:
+                inputs.append(dep.def_path)
+            elif inside := sorted(out for out in produced if out.startswith(f"{dep.def_path}/")):
+                # A folder into which other stages write: DVC sees them in it, Snakemake knows files by their own paths.
+                inputs += inside
+            elif not Path(dep.def_path).is_dir():
                 inputs.append(dep.def_path)
             else:
                 # A folder of sources: an edit changes the time of a file in it, not the folder's.
@@ -174,6 +179,16 @@ def _believed(stage: Stage) -> bool:
     return fresh and stage.done.read_text().strip() == stage.digest()
 
 
+def _unseen(stage: Stage) -> bool:
+    """Whether a stage that packs a user's own folders would find a change in them: they are no files of the graph."""
+    for key, value in stage.params.items():
+        kind, _, name = key.partition(".")
+        if kind == "download" and value["own"] is not None:
+            about = settings.build(settings.Folder, value["own"], f"{settings.SETTINGS}: {key}")
+            return pack.outdated(name, about, Path(stage.outputs[0]))
+    return False
+
+
 def settle(repo: Any, known: Sequence[Stage]) -> None:
     """Make file times say what DVC knows. Called once, before Snakemake builds its graph.
 
@@ -188,17 +203,21 @@ def settle(repo: Any, known: Sequence[Stage]) -> None:
             stage.done.parent.mkdir(parents=True, exist_ok=True)
             stage.done.write_text(stage.digest())
     commit(repo, known)
+    unseen = {stage.address for stage in known if _unseen(stage)}
     lockfile = Path("dvc.lock")
     entries = yaml.load(lockfile.read_bytes(), yaml.CSafeLoader)["stages"] if lockfile.exists() else {}
     for stage in known:
-        if not stage.stamp.exists() or stage.stamp.read_text() != stage.digest():
+        # Snakemake passes over a newer file whose content is what it was: for what DVC cannot see, it is another.
+        text = stage.digest() + (f" {time.time_ns()}" if stage.address in unseen else "")
+        if not stage.stamp.exists() or stage.stamp.read_text() != text:
             with whole_file(stage.stamp) as part:
-                part.write_text(stage.digest())
-        if _matches_lock(entries.get(stage.address, {}), stage):
+                part.write_text(text)
+        if _matches_lock(entries.get(stage.address, {}), stage) and stage.address not in unseen:
             os.utime(stage.stamp, (0, 0))
         elif _time(stage.stamp) == 0:
             os.utime(stage.stamp)
-    changed = _patiently(repo.status).keys()
+    # "always changed" says that DVC cannot know; `unseen` does.
+    changed = {address for address, told in _patiently(repo.status).items() if told != ["always changed"]} | unseen
     for stage in known:
         whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
         if whole and stage.address not in changed and not _newer(stage.outputs, stage.inputs):

@@ -19,7 +19,7 @@ PROTOCOLS = {"single": "single-scale", "multi": "multi-scale"}
 
 @dataclass(frozen=True)
 class Source:
-    """What reproduces a number: `metrics/<experiment>.json`, one of its protocols, "single" or "multi"."""
+    """What reproduces a number: an experiment, one of the protocols of its metrics, "single" or "multi"."""
 
     experiment: str
     protocol: str
@@ -27,7 +27,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Score:
-    """A printed column of numbers. `metric` as in metrics/<experiment>.json: "mean_iou", or "iou <class>"."""
+    """A printed column of numbers. `metric` as the metrics call it: "mean_iou", or "iou <class>"."""
 
     column: str
     metric: str

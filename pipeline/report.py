@@ -185,7 +185,7 @@ def chain(run: Scores, data: str, root: Path) -> dict[str, Any]:
         for row in of.rows
         if any(source.experiment == run.experiment for source in row.sources)
     ]
-    made = [Path("metrics", f"{run.experiment}.json"), Path("models", f"{run.experiment}.safetensors")]
+    made = [run.file, Path("models", f"{run.experiment}.safetensors")]
     return {
         "run": run,
         "rows": rows,

@@ -1,4 +1,4 @@
-"""Read metrics/<experiment>.json, which `evaluate` writes, and check what it says before a table repeats it."""
+"""Read metrics/<data>/<experiment>.json, which `evaluate` writes, and check what it says before a table repeats it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Network:
+    """What sets networks apart, as `refinenet.config.Config` calls it; `cascade`: its name, or "own"."""
+
+    backbone: str
+    cascade: str
+    pools: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Scores:
     """How one trained model scored: on which images, under which protocols.
 
@@ -35,24 +45,36 @@ class Scores:
     profile: str
     images: int
     seed: int
+    network: Network
     most_frequent: tuple[str, float]
     protocols: Mapping[str, Protocol]
+
+    @property
+    def file(self) -> Path:
+        return path(self.experiment, self.dataset)
+
+    def absent(self) -> list[str]:
+        """Says where the mean is over fewer classes than the data set has."""
+        iou = next(iter(self.protocols.values())).iou
+        present = sum(value is not None for value in iou.values())
+        return [] if present == len(iou) else [f"{present} of {len(iou)} classes occur"]
 
     def value(self, protocol: str, metric: str) -> float | None:
         """A score by the metric's name in published.yaml: "mean_iou", or "iou <class>". None: no such pixel."""
         chosen = self.protocols.get(protocol)
         if chosen is None:
-            raise UserError(f"{_file(self.experiment)}: no protocol {protocol!r}, only {', '.join(self.protocols)}")
+            raise UserError(f"{self.file}: no protocol {protocol!r}, only {', '.join(self.protocols)}")
         kind, _, name = metric.partition(" ")
         if kind != "iou":
             return float(getattr(chosen, metric))
         if name not in chosen.iou:
-            raise UserError(f"{_file(self.experiment)}: no IoU of class {name!r} under protocol {protocol!r}")
+            raise UserError(f"{self.file}: no IoU of class {name!r} under protocol {protocol!r}")
         return chosen.iou[name]
 
 
-def _file(experiment: str) -> Path:
-    return Path("metrics", f"{experiment}.json")
+def path(experiment: str, dataset: str) -> Path:
+    """Where the metrics of an experiment on this data set lie, from the project's root."""
+    return Path("metrics", dataset, f"{experiment}.json")
 
 
 def _fraction(value: Any) -> float:
@@ -61,20 +83,30 @@ def _fraction(value: Any) -> float:
     return float(value)
 
 
-def load(experiment: str, root: Path = Path()) -> Scores:
-    """The scores in `root`/metrics/<experiment>.json. Raises UserError where that is not what evaluate writes."""
-    file = root / _file(experiment)
+def load(experiment: str, root: Path = Path(), dataset: str | None = None) -> Scores:
+    """The scores in `root`/metrics/<dataset>/<experiment>.json. UserError where that is not what evaluate writes.
+
+    Without `dataset` it is what the experiment's name begins with, as in all of the paper's tables: voc-res101.
+    """
+    dataset = dataset or experiment.partition("-")[0]
+    file = path(experiment, dataset)
     try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-        if read["experiment"] != experiment:
-            raise ValueError(f"it is of experiment {read['experiment']!r}")
+        read = json.loads((root / file).read_text(encoding="utf-8"))
+        if (read["experiment"], read["dataset"]) != (experiment, dataset):
+            raise ValueError(f"it is of experiment {read['experiment']!r} on {read['dataset']}")
         return Scores(
             experiment=experiment,
-            dataset=str(read["dataset"]),
+            dataset=dataset,
             split=str(read["split"]),
             profile=str(read["profile"]),
             images=int(read["images"]),
             seed=int(read["seed"]),
+            network=Network(
+                backbone=str(read["network"]["backbone"]),
+                cascade=str(read["network"]["cascade"]),
+                pools=int(read["network"]["pools"]),
+                width=int(read["network"]["width"]),
+            ),
             most_frequent=(str(read["most_frequent"]["class"]), _fraction(read["most_frequent"]["mean_iou"])),
             protocols={
                 name: Protocol(
@@ -88,9 +120,9 @@ def load(experiment: str, root: Path = Path()) -> Scores:
             },
         )
     except FileNotFoundError:
-        raise UserError(f"{_file(experiment)}: no such file; `evaluate {experiment}` makes it") from None
+        raise UserError(f"{file}: no such file; `evaluate {experiment}` makes it") from None
     except KeyError as error:
-        raise UserError(f"{_file(experiment)}: has no {error}; `evaluate {experiment}` writes one") from None
+        raise UserError(f"{file}: has no {error}; `evaluate {experiment}` writes one") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{_file(experiment)}: not the metrics of {experiment} ({reason})") from None
+        raise UserError(f"{file}: not the metrics of {experiment} ({reason})") from None

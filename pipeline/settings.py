@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from pipeline import copies, datasets
+from pipeline.datasets import folder
 from refinenet.config import RESNETS, Average, Cascade, Config, Protocol, Recipe
 from refinenet.files import UserError, whole_file
 
@@ -227,7 +228,7 @@ class Profile:
 
 _OWN = ("prepare", "rendered", "network", "train", "evaluate")
 # Not keys: how pydantic calls the kinds of which a value may be one.
-_KINDS = ("Source", "Package", "Cascade")
+_KINDS = ("Source", "Package", "Cascade", "int")
 
 
 _T = TypeVar("_T")
@@ -363,6 +364,14 @@ def resolve() -> dict[str, dict[str, Any]]:
     for data in params.own:
         if data not in profile.own:
             raise UserError(f"{where}: own.{data} is missing, {PARAMS} names it")
+        if data in params.tables:
+            raise UserError(f"{PARAMS}: own: {data} is a table of the paper, expected another name")
+        if not any(experiment.data == data for experiment in params.experiments.values()):
+            raise UserError(f"{PARAMS}: no experiment with data: {data}, expected one or more for its table")
+        try:
+            folder.check(data, profile.own[data])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         settings["download"][data] = {"own": asdict(profile.own[data])}
         settings["prepare"][data] = {"own": asdict(profile.own[data])}
     for backbone in params.backbones:

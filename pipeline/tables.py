@@ -9,6 +9,7 @@ In Table 2, where each score column has an experiment of its own, these carry th
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -49,6 +50,12 @@ def signed(points: str) -> str:
     if points == "":
         return NOT_PRINTED
     return points.replace("-", "−") if Decimal(points) < 0 else f"+{points}" if Decimal(points) > 0 else points
+
+
+def markdown(header: Sequence[str], left: int, rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table, its first `left` columns aligned to the left, the rest to the right."""
+    for cells in (header, [":--"] * left + ["--:"] * (len(header) - left), *rows):
+        yield f"| {' | '.join(cells)} |"
 
 
 def how(of: Table, source: Source, split: str) -> str:

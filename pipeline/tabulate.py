@@ -1,7 +1,8 @@
-"""metrics/*.json + published.yaml -> results/<table>_table.csv and .md: the paper's rows, this run's, the difference.
+"""metrics/ + published.yaml -> results/<table>_table.csv and .md: the paper's rows, this run's, the difference.
 
     python -m pipeline.tabulate voc         one table
-    python -m pipeline.tabulate --readme    the summary in README.md, from all results/*_table.csv
+    python -m pipeline.tabulate leaves      the table of a data set of one's own (pipeline/own_table.py)
+    python -m pipeline.tabulate --readme    the summary in README.md, from the nine results/*_table.csv
 
 The columns of the csv are described in pipeline/tables.py.
 """
@@ -12,7 +13,7 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -64,13 +65,6 @@ def _elsewhere(of: Table, run: Scores) -> list[str]:
     return [] if of.same_images else [f"the paper scores on the {of.evaluated_on}, this run on {run.split}"]
 
 
-def _absent(run: Scores) -> list[str]:
-    """Says where the mean is over fewer classes than the data set has."""
-    iou = next(iter(run.protocols.values())).iou
-    present = sum(value is not None for value in iou.values())
-    return [] if present == len(iou) else [f"{present} of {len(iou)} classes occur"]
-
-
 def as_csv(of: Table, content: Sequence[Line]) -> str:
     """The table as csv, columns as in pipeline/tables.py."""
     text = io.StringIO()
@@ -87,17 +81,11 @@ def as_csv(of: Table, content: Sequence[Line]) -> str:
                 cells += [""] * len(tables.BEHIND)
                 continue
             source, run = line.row.sources[first], line.behind[first]
-            notes = "; ".join(_elsewhere(of, run) + _absent(run))
+            notes = "; ".join(_elsewhere(of, run) + run.absent())
             profile = caveat(run.profile) or run.profile
             cells += [source.experiment, source.protocol, run.split, str(run.images), str(run.seed), profile, notes]
         writer.writerow(cells)
     return text.getvalue()
-
-
-def markdown(header: Sequence[str], left: int, rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table, its first `left` columns aligned to the left, the rest to the right."""
-    for cells in (header, [":--"] * left + ["--:"] * (len(header) - left), *rows):
-        yield f"| {' | '.join(cells)} |"
 
 
 def as_markdown(of: Table, content: Sequence[Line]) -> str:
@@ -122,12 +110,12 @@ def as_markdown(of: Table, content: Sequence[Line]) -> str:
         )
     for run in behind.values():
         scored = f"`{run.experiment}`: {run.images} images of {run.dataset} {run.split}"
-        notes.append("; ".join([scored, f"seed {run.seed}", f"profile {run.profile}", *_absent(run)]))
+        notes.append("; ".join([scored, f"seed {run.seed}", f"profile {run.profile}", *run.absent()]))
     text = [f"# Table {of.number}. {of.title}", ""]
     for warning in _caveats(run.profile for run in behind.values()):
         text += [f"> **{warning}**", ""]
     text += [f"{of.measure}. Paper: {of.evaluated_on}. Difference in points: this run − paper.", ""]
-    text += [*markdown([*of.labels, *(score.column for score in of.scores)], len(of.labels), rows), ""]
+    text += [*tables.markdown([*of.labels, *(score.column for score in of.scores)], len(of.labels), rows), ""]
     text += [f"- {note}" for note in notes]
     return "\n".join(text) + "\n"
 
@@ -142,9 +130,14 @@ FORMATS = {"csv": as_csv, "md": as_markdown}
 
 def tabulate(name: str, root: Path = Path()) -> None:
     """Write every form of table `name` under `root`/results; raise UserError before any where a metric is missing."""
-    of = table(name)
-    content = lines(of, root)
-    for suffix, text in {suffix: form(of, content) for suffix, form in FORMATS.items()}.items():
+    if name in published():
+        content = lines(table(name), root)
+        forms = {suffix: form(table(name), content) for suffix, form in FORMATS.items()}
+    else:
+        from pipeline import own_table
+
+        forms = own_table.forms(name, root)
+    for suffix, text in forms.items():
         with whole_file(root / "results" / f"{name}_table.{suffix}") as part:
             part.write_text(text, encoding="utf-8", newline="\n")
 
@@ -167,7 +160,7 @@ def summary(root: Path = Path()) -> str:
                 profiles.add(record[f"{prefix}profile"])
     warnings = [f"> **{profile}**\n" for profile in sorted(profiles - {"paper"})]
     header = ["Table", "Row", "Paper", "This run", "Difference"]
-    return "\n".join([*warnings, "Mean IoU in percent.", "", *markdown(header, 2, rows)])
+    return "\n".join([*warnings, "Mean IoU in percent.", "", *tables.markdown(header, 2, rows)])
 
 
 def update_readme(root: Path = Path()) -> None:

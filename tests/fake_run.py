@@ -52,16 +52,18 @@ def scores(experiment: str, profile: str = "mini") -> dict[str, Any]:
         "profile": profile,
         "images": 12,
         "seed": 0,
+        "network": {"backbone": "resnet101", "cascade": "four", "pools": 2, "width": 8},
         "most_frequent": {"class": classes(dataset)[0], "mean_iou": 0.03, "pixel_accuracy": 0.6},
         "protocols": {"single": protocol([0.8]), "multi": protocol([0.6, 0.8, 1.0])},
     }
 
 
 def write_metrics(root: Path, experiments: list[str], profile: str = "mini") -> None:
-    (root / "metrics").mkdir(parents=True, exist_ok=True)
     for experiment in experiments:
         text = json.dumps(scores(experiment, profile), sort_keys=True, indent=1)
-        (root / "metrics" / f"{experiment}.json").write_text(text)
+        file = root / "metrics" / experiment.partition("-")[0] / f"{experiment}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
 
 
 def scene(draw: np.random.Generator, count: int, height: int, width: int) -> tuple[Array, Array]:

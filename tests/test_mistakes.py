@@ -117,7 +117,7 @@ def trainable(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 PARAMS = {
     "key": ("profile: mini", "profil: mini", r"params\.yaml: (unknown key profil|key profile is missing)"),
     "key of an experiment": ("pools: 4}", "pool: 4}", r"params\.yaml: unknown key experiments\.[\w-]+\.pool"),
-    "profile": ("profile: mini", "profile: maxi", r"params\.yaml: profile is 'maxi', .* there are mini, paper"),
+    "profile": ("profile: mini", "profile: maxi", r"params\.yaml: profile is 'maxi', .* there are mini, own, paper"),
     "data set": ("  - voc\n", "  - vok\n", r"profiles/mini\.yaml: sources\.vok is missing"),
     "YAML": ("datasets:", "datasets: [", r"params\.yaml: not YAML: "),
 }
@@ -284,7 +284,7 @@ def test_evaluate_a_model_that_was_cut_short(trainable: Path) -> None:
     refused(rf"{model}: .*cut short", "evaluate", EXPERIMENT)
 
 
-# What is wrong in metrics/voc-res152.json -> what the line says.
+# What is wrong in metrics/voc/voc-res152.json -> what the line says.
 METRICS: dict[str, tuple[Any, str]] = {
     "above 1": (74.3, r"\(74\.3 is not a fraction, 0 to 1\)"),
     "not a number": (float("nan"), r"\(nan is not a fraction, 0 to 1\)"),
@@ -297,7 +297,7 @@ METRICS: dict[str, tuple[Any, str]] = {
 def test_broken_number_in_the_metrics(project: Path, mistake: str) -> None:
     number, message = METRICS[mistake]
     fake_run.write_metrics(project, tabulate.experiments("voc"))
-    path = Path("metrics/voc-res152.json")
+    path = Path("metrics/voc/voc-res152.json")
     metrics = json.loads(path.read_text())
     for protocol in metrics["protocols"].values():
         protocol["mean_iou"] = number
@@ -307,7 +307,7 @@ def test_broken_number_in_the_metrics(project: Path, mistake: str) -> None:
 
 def test_missing_and_half_metrics(project: Path) -> None:
     fake_run.write_metrics(project, tabulate.experiments("voc"))
-    path = Path("metrics/voc-res152.json")
+    path = Path("metrics/voc/voc-res152.json")
     cut(path)
     refused(rf"{path}: not the metrics of voc-res152", "tabulate", "voc")
     path.unlink()

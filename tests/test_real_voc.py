@@ -21,7 +21,7 @@ evaluate: {protocols: {single: {scales: [0.5]}, multi: {scales: [0.5]}}}
 def test_from_local_archives_to_the_table(real: Path, tmp_path: Path) -> None:
     project = small_project.make(tmp_path, PROFILE)
     small_project.call(project, "snakemake", "--cores", "2", "--", "results/voc_table.csv", VOC=str(real / "voc"))
-    metrics = json.loads((project / "metrics" / "voc-res101.json").read_text())
+    metrics = json.loads((project / "metrics" / "voc" / "voc-res101.json").read_text())
     assert (metrics["images"], metrics["split"], metrics["profile"]) == (461, "val", "test")
     # The share of background, counted once with Pillow over these labels.
     assert metrics["most_frequent"]["class"] == "background"

@@ -118,7 +118,8 @@ def test_each_number_leads_to_its_md5s(run: Path, page: Page) -> None:
     assert links <= set(ids)
     assert set(all_experiments()) <= links
     for experiment in all_experiments():
-        for file in (f"metrics/{experiment}.json", f"models/{experiment}.safetensors"):
+        metrics = f"metrics/{experiment.partition('-')[0]}/{experiment}.json"
+        for file in (metrics, f"models/{experiment}.safetensors"):
             assert f"{file}{dvc_md5(run / file)}" in page.text
     for name in COUNTS:
         assert f"data/{name}{dvc_md5(run / 'data' / name)}" in page.text
@@ -224,7 +225,7 @@ def test_paper_profile_counts_what_is_close(run: Path, tmp_path: Path) -> None:
     ("gone", "message"),
     [
         ("results/voc_table.csv", "results/voc_table.csv: no such file; stage table-voc makes it"),
-        ("metrics/nyud-res50.json", "metrics/nyud-res50.json: no such file; `evaluate nyud-res50` makes it"),
+        ("metrics/nyud/nyud-res50.json", "metrics/nyud/nyud-res50.json: no such file; `evaluate nyud-res50` makes it"),
         ("curves/person-res50.csv", "curves/person-res50.csv: no such file; `train person-res50` makes it"),
         ("predictions/ade20k-res152", "predictions/ade20k-res152: no pictures; `evaluate ade20k-res152` makes them"),
         ("models/voc-res101.safetensors", "models/voc-res101.safetensors: "),

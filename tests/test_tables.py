@@ -27,6 +27,11 @@ PRINTED = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
 TABLES = ["person", "ablation", "nyud", "voc", "cityscapes", "context", "sunrgbd", "ade20k", "variants"]
 
 
+def path(experiment: str) -> Path:
+    """Where the metrics of a table's experiment lie."""
+    return Path("metrics", experiment.partition("-")[0], f"{experiment}.json")
+
+
 def find(table: str, *labels: str) -> tuple[str, ...]:
     rows = [row.values for row in published()[table].rows if row.labels[: len(labels)] == labels]
     assert len(rows) == 1
@@ -172,7 +177,7 @@ def test_every_cell_from_metrics_and_published(name: str, results: Path) -> None
             continue
         run, differences = [], []
         for i, (experiment, protocol) in enumerate(sources * (scored // len(sources))):
-            scored_run = json.loads((results / "metrics" / f"{experiment}.json").read_text())
+            scored_run = json.loads((results / path(experiment)).read_text())
             value: Any = scored_run["protocols"][protocol]
             for key in metrics[i].split(" ", 1):
                 value = value[key]
@@ -212,7 +217,7 @@ def test_a_class_that_does_not_occur(tmp_path: Path) -> None:
     without = scores("voc-res101")
     for protocol in without["protocols"].values():
         protocol["iou"]["boat"] = None
-    (tmp_path / "metrics" / "voc-res101.json").write_text(json.dumps(without))
+    (tmp_path / path("voc-res101")).write_text(json.dumps(without))
     tabulate.tabulate("voc", tmp_path)
     row = read(tmp_path, "voc")[-2]
     assert (row["boat_run"], row["boat_difference"]) == ("", "")
@@ -235,10 +240,11 @@ def test_same_bytes_every_time(results: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda metrics: None, "metrics/cityscapes-res101.json: no such file; `evaluate cityscapes-res101` makes it"),
+        (lambda metrics: None, "no such file; `evaluate cityscapes-res101` makes it"),
         (lambda metrics: "{", "not the metrics of cityscapes-res101"),
         (lambda metrics: "[]", "not the metrics of cityscapes-res101"),
-        (lambda metrics: metrics | {"experiment": "voc-res101"}, "it is of experiment 'voc-res101'"),
+        (lambda metrics: metrics | {"experiment": "voc-res101"}, "it is of experiment 'voc-res101' on cityscapes"),
+        (lambda metrics: metrics | {"dataset": "voc"}, "it is of experiment 'cityscapes-res101' on voc"),
         (lambda metrics: {key: metrics[key] for key in metrics if key != "profile"}, "has no 'profile'"),
         (lambda metrics: metrics | {"protocols": {"single": metrics["protocols"]["single"]}}, "no protocol 'multi'"),
         (
@@ -254,24 +260,25 @@ def test_same_bytes_every_time(results: Path, tmp_path: Path) -> None:
     ],
 )
 def test_one_line_for_bad_metrics_and_no_table(change: Any, message: str, tmp_path: Path) -> None:
-    (tmp_path / "metrics").mkdir()
+    file = tmp_path / path("cityscapes-res101")
+    file.parent.mkdir(parents=True)
     changed = change(scores("cityscapes-res101"))
     if changed is not None:
         text = changed if isinstance(changed, str) else json.dumps(changed)
-        (tmp_path / "metrics" / "cityscapes-res101.json").write_text(text)
+        file.write_text(text)
     with pytest.raises(UserError) as error:
         tabulate.tabulate("cityscapes", tmp_path)
     assert message in str(error.value)
-    assert str(error.value).startswith("metrics/cityscapes-res101.json: ")
+    assert str(error.value).startswith("metrics/cityscapes/cityscapes-res101.json: ")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "results").exists()
 
 
 def test_a_missing_class_is_named(tmp_path: Path) -> None:
     write_metrics(tmp_path, ["voc-res101", "voc-res152"])
-    renamed = json.loads((tmp_path / "metrics" / "voc-res152.json").read_text())
+    renamed = json.loads((tmp_path / path("voc-res152")).read_text())
     renamed["protocols"]["multi"]["iou"]["tv"] = renamed["protocols"]["multi"]["iou"].pop("tvmonitor")
-    (tmp_path / "metrics" / "voc-res152.json").write_text(json.dumps(renamed))
+    (tmp_path / path("voc-res152")).write_text(json.dumps(renamed))
     with pytest.raises(UserError, match=r"voc-res152\.json: no IoU of class 'tvmonitor'"):
         tabulate.tabulate("voc", tmp_path)
 
@@ -359,4 +366,11 @@ def test_graph_feeds_each_table_its_experiments() -> None:
     for name in TABLES:
         deps = [str(dep) for dep in stages[f"table-{name}"]["deps"]]
         metrics = {dep for dep in deps if dep.startswith("metrics/")}
-        assert metrics == {f"metrics/{experiment}.json" for experiment in tabulate.experiments(name)}, name
+        assert metrics == {str(path(experiment)) for experiment in tabulate.experiments(name)}, name
+
+
+def test_the_tables_experiments_are_named_after_their_data() -> None:
+    """By which a table finds their metrics: metrics/<data>/<experiment>.json."""
+    experiments = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["experiments"]
+    for name in all_experiments():
+        assert name.partition("-")[0] == experiments[name]["data"]
