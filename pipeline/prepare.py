@@ -1,50 +1,70 @@
 """Official archives -> one Arrow file a split, of decoded images and labels.
 
-    data/raw/<name>/  ->  data/<name>/train.arrow, data/<name>/val.arrow
+    data/raw/<name>/  ->  data/<name>/train.arrow, data/<name>/val.arrow; test.arrow where there are test images
 
 What lies in data/raw is read as the official release, whoever put it there: downloaded, copied or drawn.
+All cores read (PIPELINE_CORES: how many); the files are the same for any number of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from pipeline import datasets, progress, settings
+from pipeline.datasets import Dataset, Reader
 from pipeline.stage import main
-from refinenet.data import Schema, write_split
+from pipeline.workers import Workers, cores, measured
+from refinenet.data import Schema, SplitWriter, write_split
 from refinenet.files import UserError, whole_folder
 
 DATA = Path("data")
+SMALL = 100  # images that are read before another process has started
 
 
 def run(name: str) -> None:
     """Prepare the data set `name`. UserError, in one line, for an archive that is not as the official one."""
     wanted = settings.load("prepare", name)
-    dataset = datasets.load(name)
+    if wanted.own:
+        from pipeline.datasets import folder
+
+        dataset = folder.dataset(name, wanted.own)
+    else:
+        dataset = datasets.load(name)
     raw = DATA / "raw" / name
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; `python -m pipeline.download {name}` makes it")
-    with dataset.Reader(raw) as reader, whole_folder(DATA / name) as folder:
-        names = {split: reader.names(split) for split in dataset.COUNTS}
+    with dataset.Reader(raw) as reader, whole_folder(DATA / name) as part:
+        names = {split: reader.names(split) for split in tuple(dataset.COUNTS) or ("train", "val")}
+        if not names.get("test"):
+            names.pop("test", None)  # its archive is optional
         if wanted.official_counts:
-            check_counts(dataset, names)
-        for split, images in names.items():
-            schema = Schema(name, split, dataset.CLASSES, dataset.PALETTE)
-            with write_split(folder / f"{split}.arrow", schema) as writer:
-                for image in progress.bar(f"{name} {split}", "image", images):
-                    pixels, label = reader.read(split, image)
-                    try:
-                        writer.add(image, pixels, label)
-                    except UserError as error:
-                        raise UserError(f"{reader.where(split, image)}: {error}") from None
+            check_counts(dataset, {split: reader.released(split) for split in names})
+        count = cores() if sum(map(len, names.values())) >= SMALL else 1
+        with Workers(reader, count) if count > 1 else nullcontext() as workers:
+            for split, images in names.items():
+                schema = Schema(name, split, dataset.CLASSES, dataset.PALETTE)
+                with write_split(part / f"{split}.arrow", schema) as writer:
+                    written = workers.write(images, writer) if workers else write(reader, images, writer)
+                    for _ in progress.bar(f"{name} {split}", "image", written, len(images)):
+                        pass
 
 
-def check_counts(dataset: datasets.Dataset, names: dict[str, list[str]]) -> None:
-    """UserError unless each split has as many images as the official release."""
+def write(reader: Reader, images: Sequence[str], writer: SplitWriter) -> Iterator[None]:
+    """What `Workers.write` does, in this process."""
+    for image in images:
+        pixels, label, facts = measured(reader, writer.schema, image)
+        writer.put(facts, pixels, label)
+        yield
+
+
+def check_counts(dataset: Dataset, found: dict[str, int]) -> None:
+    """UserError unless each split that was found has as many images as the official release."""
     wrong = [
-        f"{split} has {len(names[split])} images, expected {count}"
-        for split, count in dataset.COUNTS.items()
-        if len(names[split]) != count
+        f"{split} has {count} images, expected {dataset.COUNTS[split]}"
+        for split, count in found.items()
+        if count != dataset.COUNTS.get(split, count)
     ]
     if wrong:
         raise UserError(f"{dataset.TITLE}: {'; '.join(wrong)} (official_counts is on)")
