@@ -44,7 +44,7 @@ for stage in stages:
             [directory(o) if graph.is_folder(o) else o for o in stage.outputs],
         log:
             f".snakemake/stages/{stage.rule}.log",
-        threads: 1
+        threads: stage.cores(workflow.cores)
         resources:
             gpu=stage.meta.get("gpu", 0),
             mem_mb=stage.meta.get("memory", 1000),
@@ -57,7 +57,7 @@ for stage in stages:
         message:
             stage.command
         shell:
-            "({params.command}) 2>&1 | tee {log} >&2 && mkdir -p $(dirname {params.done}) && echo {params.digest} > {params.done}"
+            "(export PIPELINE_CORES={threads}; {params.command}) 2>&1 | tee {log} >&2 && mkdir -p $(dirname {params.done}) && echo {params.digest} > {params.done}"
 
 
 onsuccess:

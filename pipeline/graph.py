@@ -42,7 +42,12 @@ class Stage:
     param_files: tuple[str, ...]  # what counts is the values read from them, not their time
     outputs: tuple[str, ...]
     params: Mapping[str, Any]  # key of settings.json -> its value
-    meta: Mapping[str, int]
+    meta: Mapping[str, Any]
+    drawn: bool  # from archives that are drawn, which are small
+
+    def cores(self, every: int) -> int:
+        """How many cores it is to have of `every` one: all if its meta says so, but a single one for drawn archives."""
+        return every if self.meta.get("cores") == "all" and not self.drawn else 1
 
     @property
     def stamp(self) -> Path:
@@ -104,6 +109,7 @@ def stages(repo: Any) -> list[Stage]:
                 outputs=tuple(out.def_path for out in stage.outs),
                 params=params,
                 meta=stage.meta or {},
+                drawn=bool(resolved["download"].get(stage.addressing.partition("@")[2], {}).get("rendered")),
             )
         )
     return found

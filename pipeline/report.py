@@ -2,8 +2,9 @@
 
     python -m pipeline.report
 
-The tables with this run's numbers, the data, the training curves, images beside truth and prediction, and what each
-number was made from. No times, no run ids, no paths of a machine: the same results give the same page, byte for byte.
+What the data sets hold, the tables with this run's numbers, the training curves, images beside truth and prediction,
+and what each number was made from. No times, no run ids, no paths of a machine: the same results give the same page,
+byte for byte.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import datasets, pictures, scores, stage, tables
+from pipeline import datasets, overview, pictures, scores, stage, tables
 from pipeline.files import dvc_md5
 from pipeline.pictures import GAP, SERIES
-from pipeline.published import NOT_PRINTED, PROTOCOLS, Table, caveat, published, slug
+from pipeline.published import NOT_PRINTED, PROTOCOLS, Source, Table, caveat, published, slug
 from pipeline.scores import Scores
-from refinenet.data import IGNORE_INDEX, Array, Split
 from refinenet.files import UserError, whole_file
 
 REPORT = Path("results", "report.html")
@@ -33,9 +33,14 @@ CLOSE = 1.0  # points within which a number counts as reproduced
 
 @dataclass(frozen=True)
 class Level:
-    """How much a page shows. `width` in pixels of a picture, `quality` of WebP, 0 to 100."""
+    """How much a page shows. Widths in pixels, `quality` of WebP, 0 to 100.
 
-    samples: int
+    `tiles`: of the contact sheet of the training images; others have half as many.
+    """
+
+    tiles: int
+    tile_width: int
+    tile_quality: int
     predictions: int
     width: int
     quality: int
@@ -43,7 +48,13 @@ class Level:
 
 # The report is kept in git, where a file may have 1 MB: the first level that fits is taken.
 LIMIT = 900_000
-LEVELS = (Level(6, 3, 320, 80), Level(6, 3, 240, 70), Level(4, 2, 200, 60), Level(3, 1, 160, 50), Level(2, 1, 120, 40))
+LEVELS = (
+    Level(12, 160, 60, 3, 320, 80),
+    Level(8, 128, 60, 3, 240, 70),
+    Level(8, 112, 50, 2, 200, 60),
+    Level(6, 96, 50, 1, 160, 50),
+    Level(4, 80, 40, 1, 120, 40),
+)
 
 
 @dataclass(frozen=True)
@@ -96,23 +107,6 @@ def curve(experiment: str, root: Path) -> tuple[list[float], list[float], list[f
     return columns[0], columns[1], columns[2]
 
 
-def shares(split: Split) -> list[float]:
-    """Of the labelled pixels of a split, the share of each class."""
-    counts = np.zeros(256, np.int64)
-    for sample in split:
-        if sample.label is not None:
-            counts += np.bincount(sample.label.ravel(), minlength=256)
-    counts[IGNORE_INDEX] = 0
-    return [float(count) / max(int(counts.sum()), 1) for count in counts[: len(split.schema.classes)]]
-
-
-def contents(label: Array, classes: tuple[str, ...]) -> str:
-    """What a label map shows, in words: its five largest classes."""
-    counts = np.bincount(label.ravel(), minlength=256)[: len(classes)]
-    largest = [classes[i] for i in np.argsort(-counts, kind="stable")[:5] if counts[i]]
-    return ", ".join(largest) or "nothing labelled"
-
-
 def predictions(experiment: str, level: Level, root: Path) -> list[dict[str, Any]]:
     """The first pictures of predictions/<experiment>/, each cut into image, truth and prediction."""
     folder = Path("predictions", experiment)
@@ -136,35 +130,49 @@ def predictions(experiment: str, level: Level, root: Path) -> list[dict[str, Any
     return result
 
 
-def chapter(of: Table, runs: Mapping[str, Scores], share: list[float], level: Level, root: Path) -> dict[str, Any]:
-    """A data set's chapter. `of`: its own table, whose last row of ours is the experiment that the pictures show."""
-    splits = {part: Split(root / "data" / of.name / f"{part}.arrow") for part in ("train", "val")}
-    train, classes, palette = splits["train"], splits["train"].schema.classes, splits["train"].schema.palette
-    samples = []
-    for sample in (train[index] for index in range(min(level.samples, len(train)))):
-        if sample.label is not None:
-            alt = f"Label of {sample.name}: {contents(sample.label, classes)}"
-            label = pictures.label_map(sample.label, palette, alt, level.width)
-            samples.append((pictures.photo(sample.image, f"Image {sample.name}", level.width, level.quality), label))
+def chapter(of: Table, runs: Mapping[str, Scores], level: Level, root: Path) -> dict[str, Any]:
+    """The results on a data set. `of`: its own table, whose last row of ours is the experiment in the pictures."""
     trainings = {name: curve(name, root) for name, run in runs.items() if run.dataset == of.name}
     chart = {name: (steps, losses) for name, (steps, losses, _) in trainings.items()}
-    source = next(row.sources[0] for row in reversed(of.rows) if row.sources)
-    iou = runs[source.experiment].protocols[source.protocol].iou
+    source = shown(of)
     return {
         "name": of.name,
         "title": datasets.load(of.name).TITLE,
-        "sizes": {part: len(split) for part, split in splits.items()},
-        "samples": samples,
-        "classes": [
-            (name, "#{:02x}{:02x}{:02x}".format(*colour), 100 * part, tables.percent(iou.get(name)) or NOT_PRINTED)
-            for name, colour, part in zip(classes, palette, share, strict=True)
-        ],
         "shown": f"{source.experiment}, {PROTOCOLS[source.protocol]}",
         "predictions": predictions(source.experiment, level, root),
         "curves": pictures.curves(chart, f"Training loss against step of {', '.join(trainings)}")
         if any(steps for steps, _ in chart.values())
         else None,
         "trainings": [{"name": name, "told": told(*columns)} for name, columns in trainings.items()],
+    }
+
+
+def shown(of: Table) -> Source:
+    """The experiment of a data set's own table that its pictures are of: that of its last row of ours."""
+    return next(row.sources[0] for row in reversed(of.rows) if row.sources)
+
+
+def data(name: str, runs: Mapping[str, Scores], holding: overview.Holding, level: Level) -> dict[str, Any]:
+    """What the data set `name` holds, and for each class how well it is found where a table is about this data set."""
+    of = published().get(name)
+    scored = None
+    if of is not None:
+        source = shown(of)
+        iou = runs[source.experiment].protocols[source.protocol].iou
+        classes = holding.splits["train"].schema.classes
+        scored = [tables.percent(iou.get(one)) or NOT_PRINTED for one in classes]
+    return {
+        "name": name,
+        "title": datasets.load(name).TITLE,
+        "shown": f"{source.experiment}, {PROTOCOLS[source.protocol]}" if of is not None else None,
+        "scored": scored,
+        "sheets": {
+            overview.PARTS[part]: overview.sheet(
+                split, level.tiles if part == "train" else level.tiles // 2, level.tile_width, level.tile_quality
+            )
+            for part, split in holding.splits.items()
+        },
+        **overview.told(holding),
     }
 
 
@@ -232,11 +240,11 @@ def context(root: Path) -> dict[str, Any]:
     every = published().values()
     printed = {of.name: tables.read(of, root) for of in every}
     runs = {name: scores.load(name, root) for of in every for name in of.experiments()}
-    folders = {run.dataset: root / "data" / run.dataset for run in runs.values()}
+    folders = {name: root / "data" / name for name in datasets.NAMES}
     for name, folder in folders.items():
         if not folder.is_dir():
             raise UserError(f"data/{name}: no such folder; `prepare {name}` makes it")
-    md5 = {name: dvc_md5(folder) for name, folder in folders.items()}
+    md5 = {run.dataset: dvc_md5(folders[run.dataset]) for run in runs.values()}
     found = numbers(printed)
     profiles = sorted({run.profile for run in runs.values()})
     beside = {f"{number.experiment}, {number.protocol}": (number.paper, number.run) for number in found}
@@ -266,11 +274,15 @@ def page(root: Path = Path()) -> str:
     )
     template = environment.get_template("report.html.j2")
     values = context(root)
+    runs = values["runs"]
     own = [of for of in published().values() if of.name in datasets.NAMES]
-    share = {of.name: shares(Split(root / "data" / of.name / "train.arrow")) for of in own}
+    holdings = {name: overview.look(root, name) for name in datasets.NAMES}
     for level in LEVELS:
-        chapters = [chapter(of, values["runs"], share[of.name], level, root) for of in own]
-        html = template.render(**values, chapters=chapters)
+        html = template.render(
+            **values,
+            data=[data(name, runs, holding, level) for name, holding in holdings.items()],
+            chapters=[chapter(of, runs, level, root) for of in own],
+        )
         if len(html.encode()) <= LIMIT:
             break
     return html

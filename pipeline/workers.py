@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -114,8 +114,12 @@ class Workers:
         self._resources = ExitStack()
         try:
             self._selector = self._resources.enter_context(DefaultSelector())
-            for _ in range(count):
-                self._start()
+            with _without_ctrl_c():
+                for _ in range(count):
+                    self._start()
+            copy = pickle.dumps(reader, pickle.HIGHEST_PROTOCOL)
+            for worker in self._workers:
+                worker.connection.send_bytes(copy)
         except BaseException:
             self._resources.close()
             raise
@@ -124,21 +128,13 @@ class Workers:
         context = multiprocessing.get_context("spawn")  # a fork would copy threads that it does not run
         ours, theirs = context.Pipe()
         self._resources.callback(ours.close)
-        process = context.Process(target=_work, args=(theirs,), daemon=True)
-        # Ctrl-C goes to every process of a terminal. The workers inherit that it waits; this process ends them.
-        resource_tracker.ensure_running()  # it would let the signal through if it were started below
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with theirs:
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
             process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
         self._resources.callback(process.join)
         self._resources.callback(process.kill)
-        worker = _Worker(process, ours)
-        self._workers.append(worker)
-        self._selector.register(ours, EVENT_READ, worker)
-        worker.send(self._reader)
+        self._workers.append(_Worker(process, ours))
+        self._selector.register(ours, EVENT_READ, self._workers[-1])
 
     def __enter__(self) -> Self:
         return self
@@ -188,12 +184,31 @@ class Workers:
             worker.process.join(timeout=0.1)
         dead = next((worker for worker in self._workers if worker.process.exitcode is not None), None)
         code = dead.process.exitcode if dead else None
-        how = f"killed ({signal.Signals(-code).name})" if code and code < 0 else f"ended with exit code {code}"
-        about = f", with {images[min(dead.has)]}," if dead and dead.has else ""
+        how = f"was killed ({signal.Signals(-code).name})" if code and code < 0 else f"ended with exit code {code}"
+        about = f" {images[min(dead.has)]} or one soon after" if dead and dead.has else ""
         return UserError(
-            f"{self._reader.raw}: a process that read it{about} was {how}; "
+            f"{self._reader.raw}: the process that read{about} {how}; "
             "if memory ran out: PIPELINE_CORES=1 needs the least"
         )
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block. It goes to all processes of a terminal; those begun here never see it.
+
+    It is blocked for their sake, who inherit that, and caught for this one, whose other threads do not block it.
+    """
+    came: list[int] = []
+    resource_tracker.ensure_running()  # unblocks it where a process of multiprocessing is the first
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _work(parent: Connection) -> None:

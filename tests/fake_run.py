@@ -18,12 +18,13 @@ VOC = [
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 ]
-COUNTS = {"voc": 21, "context": 60, "person": 7, "nyud": 40, "sunrgbd": 37, "cityscapes": 19, "ade20k": 150}
+COUNTS = {"voc": 21, "context": 60, "person": 7, "nyud": 40, "sunrgbd": 37, "cityscapes": 19, "ade20k": 150, "coco": 21}
+SPLITS = {"coco": ("train",), "voc": ("train", "val", "test"), "cityscapes": ("train", "val", "test")}
 
 
 def classes(dataset: str) -> list[str]:
     """Class names of a data set; only VOC's are real."""
-    return VOC if dataset == "voc" else [f"class {i}" for i in range(COUNTS[dataset])]
+    return VOC if dataset in ("voc", "coco") else [f"class {i}" for i in range(COUNTS[dataset])]
 
 
 def all_experiments() -> list[str]:
@@ -87,12 +88,13 @@ def write_run(root: Path, profile: str = "mini", train: int = 4, size: tuple[int
         tabulate.tabulate(name, root)
     for index, (name, count) in enumerate(COUNTS.items()):
         draw = np.random.default_rng(index)
-        schema = Schema(name, "train", tuple(classes(name)), datasets.colour_map(count, start=1))
-        for split, images in (("train", train), ("val", 2)):
+        for split in SPLITS.get(name, ("train", "val")):
+            schema = Schema(name, split, tuple(classes(name)), datasets.colour_map(count, start=1))
             (root / "data" / name).mkdir(parents=True, exist_ok=True)
             with write_split(root / "data" / name / f"{split}.arrow", schema) as writer:
-                for i in range(images):
-                    writer.add(f"{name}_{i:04}", *scene(draw, count, *size))
+                for i in range(train if split == "train" else 2):
+                    image, label = scene(draw, count, size[0] + 2 * i, size[1])
+                    writer.add(f"{name}_{split}_{i:04}", image, None if split == "test" else label)
     table = np.vstack([np.array(datasets.colour_map(150, start=1)), np.full((106, 3), 224)]).astype(np.uint8)
     for index, experiment in enumerate(all_experiments()):
         draw = np.random.default_rng(index)

@@ -73,7 +73,7 @@ def test_snakemake_sees_the_stages_of_dvc(monkeypatch: pytest.MonkeyPatch) -> No
         rule = rules[stage.addressing.replace("@", "_").replace("-", "_")]
         params = dict(rule.params.items())
         assert params["command"] == stage.cmd
-        assert rule.shellcmd.startswith("({params.command}) ")
+        assert rule.shellcmd.startswith("(export PIPELINE_CORES={threads}; {params.command}) ")
         assert {str(o) for o in rule.output} == {o.def_path for o in stage.outs}
         files, values = set(), {}
         for dep in stage.deps:

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import COUNTS, all_experiments, scene, write_metrics, write_run
+from fake_run import COUNTS, SPLITS, all_experiments, classes, scene, write_metrics, write_run
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline import datasets, pictures, report, tables, tabulate
+from pipeline import datasets, overview, pictures, report, tables, tabulate
 from pipeline.files import dvc_md5
 from pipeline.published import published, slug
 from refinenet.data import Schema, Split, write_split
@@ -121,25 +123,31 @@ def test_each_number_leads_to_its_md5s(run: Path, page: Page) -> None:
         metrics = f"metrics/{experiment.partition('-')[0]}/{experiment}.json"
         for file in (metrics, f"models/{experiment}.safetensors"):
             assert f"{file}{dvc_md5(run / file)}" in page.text
-    for name in COUNTS:
+    for name in COUNTS.keys() - {"coco"}:  # no number is of COCO
         assert f"data/{name}{dvc_md5(run / 'data' / name)}" in page.text
 
 
 def test_pictures_have_alt_texts_and_labels_keep_their_colours(run: Path, page: Page) -> None:
     images = page.all("img")
-    # 4 images and labels, 3 times image | truth | prediction, 1 chart a data set; the chart of the summary
-    assert len(images) == 7 * (2 * 4 + 3 * 3 + 1) + 1
+    # 4 training and 2 other images a data set, with labels; COCO has only training images, two sets have 2 test images
+    sheets = 2 * (8 * 4 + 7 * 2) + 2 * 2
+    # 3 times image | truth | prediction, 1 chart a data set; the chart of the summary
+    assert len(images) == sheets + 7 * (3 * 3 + 1) + 1
     assert all(image["alt"] and image["width"] and image["height"] for image in images)
     assert any(image["alt"] == "Prediction of voc-res152 for picture_0" for image in images)
     split = Split(run / "data" / "voc" / "train.arrow")
     label = split[0].label
     assert label is not None
-    named = [image for image in images if (image["alt"] or "").startswith("Label of voc_0000: ")]
+    named = [image for image in images if (image["alt"] or "").startswith("Label of voc_train_0000: ")]
     assert len(named) == 1
     biggest = split.schema.classes[int(np.argmax(np.bincount(label[label < 255])))]
-    assert (named[0]["alt"] or "").startswith(f"Label of voc_0000: {biggest}, ")
+    assert (named[0]["alt"] or "").startswith(f"Label of voc_train_0000: {biggest}, ")
     shown = decode(named[0]["src"])
     assert np.array_equal(shown[label < 255], np.array(split.schema.palette)[label[label < 255]])
+    assert [image["alt"] for image in images if "voc_test" in (image["alt"] or "")] == [
+        "Image voc_test_0000",
+        "Image voc_test_0001",
+    ]
 
 
 def decode(uri: str | None) -> np.ndarray[Any, Any]:
@@ -152,11 +160,60 @@ def decode(uri: str | None) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(io.BytesIO(b64decode(uri.partition(",")[2]))).convert("RGB"))
 
 
-def test_class_shares_are_of_labelled_pixels(run: Path) -> None:
-    split = Split(run / "data" / "nyud" / "train.arrow")
-    labels = np.concatenate([sample.label.ravel() for sample in split if sample.label is not None])
-    labelled = labels[labels != 255]
-    assert report.shares(split) == pytest.approx([np.mean(labelled == index) for index in range(40)])
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_numbers_of_a_data_set(name: str, run: Path, page: Page) -> None:
+    """As counted pixel by pixel, and on the page: images, sizes, void, and each class's share and images."""
+    words = " ".join(page.text.split())
+    cells: dict[str, str] = dict.fromkeys(classes(name), "")
+    for part in SPLITS.get(name, ("train", "val")):
+        split = Split(run / "data" / name / f"{part}.arrow")
+        found = overview.numbers(split)
+        areas = sorted((sample.image.shape[0] * sample.image.shape[1], sample.image.shape[1::-1]) for sample in split)
+        assert found.images == len(areas)
+        assert [size for _, size in (areas[0], areas[(len(areas) - 1) // 2], areas[-1])] == list(found.sizes)
+        told = f"{overview.PARTS[part]} {len(areas)} 64 × {areas[0][1][1]} to 64 × {areas[-1][1][1]}, median 64 × "
+        if part == "test":
+            assert (found.labelled, found.void) == (0, None)
+            assert f"{told}48 no labels –" in words
+            continue
+        labels = [sample.label for sample in split if sample.label is not None]
+        pixels = np.concatenate([label.ravel() for label in labels])
+        assert found.void == pytest.approx(np.mean(pixels == 255))
+        assert f"{told}{areas[(len(areas) - 1) // 2][1][1]} {100 * np.mean(pixels == 255):.2f} %" in words
+        for index, one in enumerate(classes(name)):
+            share = float(np.mean(pixels[pixels != 255] == index))
+            images = sum(bool((label == index).any()) for label in labels)
+            assert (found.shares[index], found.containing[index]) == (pytest.approx(share), images)
+            cells[one] += f" {overview.percent(share)} {images} ({100 * images / len(labels):.1f} %)"
+    for one, text in cells.items():
+        assert f"{one}{text}" in words
+
+
+def test_rare_classes_are_named(tmp_path: Path) -> None:
+    schema = Schema("voc", "train", tuple("abcdef"), datasets.colour_map(6))
+    with write_split(tmp_path / "data" / "voc" / "train.arrow", schema) as writer:
+        label = np.zeros((100, 200), np.uint8)
+        label[0] = 255
+        label[1, :3], label[2], label[3:50] = 2, 3, 4
+        writer.add("one", np.zeros((100, 200, 3), np.uint8), label)
+        writer.add("two", np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8))
+    told = overview.told(overview.look(tmp_path, "voc"))
+    assert told["facts"][0]["rarest"] == (
+        "2 never: b, f; c (0.02 %, 1 image), d (1.01 %, 1 image), e (47.47 %, 1 image)"
+    )
+    assert (told["facts"][0]["sizes"], told["facts"][0]["void"]) == ("1 × 1 to 200 × 100, median 1 × 1", "1.00 %")
+    assert [overview.percent(share) for share in (0, 1e-9, 0.5, 1)] == ["0.00 %", "< 0.01 %", "50.00 %", "100.00 %"]
+
+
+@given(st.integers(1, 500), st.integers(1, 20))
+def test_sheets_are_from_all_over_the_split(count: int, wanted: int) -> None:
+    chosen = overview.evenly(count, wanted)
+    assert len(chosen) == len(set(chosen)) == min(count, wanted)
+    assert chosen == sorted(chosen)
+    assert chosen[0] >= 0
+    assert chosen[-1] < count
+    gaps = np.diff([-chosen[0] - 1, *chosen, 2 * count - 1 - chosen[-1]])  # mirrored at the ends
+    assert gaps.max() - gaps.min() <= 2
 
 
 def luminance(colour: str) -> float:
@@ -181,6 +238,7 @@ def test_contrast_is_aa_in_light_and_dark(run: Path) -> None:
             for text in ("ink", "quiet", "link"):
                 assert contrast(colours[text], colours[surface]) >= 4.5, (side, text, surface)
         assert contrast(colours["warn"], colours["warn-page"]) >= 4.5
+        assert contrast(colours["ink"], colours["bar"]) >= 4.5
         for role in ("ink", "quiet"):
             assert contrast(pictures.ROLES[role][side], colours["page"]) >= 4.5
         for pair in pictures.SERIES:
@@ -230,6 +288,8 @@ def test_paper_profile_counts_what_is_close(run: Path, tmp_path: Path) -> None:
         ("predictions/ade20k-res152", "predictions/ade20k-res152: no pictures; `evaluate ade20k-res152` makes them"),
         ("models/voc-res101.safetensors", "models/voc-res101.safetensors: "),
         ("data/context", "data/context: no such folder; `prepare context` makes it"),
+        ("data/coco", "data/coco: no such folder; `prepare coco` makes it"),
+        ("data/person/train.arrow", "data/person/train.arrow: no such file; `prepare person` makes it"),
     ],
 )
 def test_a_missing_input_is_named(gone: str, message: str, run: Path, tmp_path: Path) -> None:
