@@ -1,0 +1,274 @@
+"""Images a second of `prepare`, beside the bare decoders on the same files with the same cores; and its memory.
+
+    python benchmarks/prepare.py                           archives drawn for it; the lists are read several times
+    python benchmarks/prepare.py --real FOLDER --data voc  official archives, FOLDER/voc/benchmark.tgz ...
+    python benchmarks/prepare.py --memory                  peak memory for 100 and for 2,000 images
+
+The bare decoders are as many processes, which read the same members of the same archives and decode them with Pillow,
+scipy and h5py into an array each, with which they do nothing. Of both the start of the processes and their end are
+timed; of `prepare` also that the file is whole on the disk. The archives are open, and have been read before. Each
+round takes one after the other, so that what else the machine does meets both; the ratio is of the same round. Where
+other work takes its share of the cores, the time that the processes had on them (user and system, all processes) says
+more than the time that went by. Before each round of `prepare` a file of the same size is written and deleted: a
+virtual machine is lent its memory page by page when it first writes to it, and that is not what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+from PIL import Image, features
+
+from pipeline import datasets, rendered
+from pipeline.datasets import Reader
+from pipeline.members import Archive
+from pipeline.prepare import write
+from pipeline.settings import Rendered
+from pipeline.workers import Workers
+from refinenet.data import Schema, write_split
+
+DRAWN = {name: Rendered(train=20, val=4, height=375, width=500) for name in datasets.NAMES}
+DRAWN["cityscapes"] = Rendered(train=4, val=1, height=1024, width=2048)
+
+Task = list[tuple[str, Any]]  # an archive and a member; an HDF5 file, a variable and an index
+
+opened: dict[str, Any] = {}
+
+
+def start(archives: dict[str, Archive], files: dict[str, str]) -> None:
+    """Make ready a process of the bare decoders."""
+    opened.update(archives)
+    if files:
+        import h5py
+
+        opened.update({name: h5py.File(path) for name, path in files.items()})
+
+
+def decode(task: Task) -> None:
+    """Read and decode what an image and its label are made from."""
+    for archive, member in task:
+        if not isinstance(member, str):
+            variable, index = member
+            found = opened[archive][variable][index]
+            if not isinstance(found, np.ndarray):
+                found = opened[archive][found][()]
+        elif member.endswith(".mat"):
+            from scipy.io import loadmat
+
+            loadmat(io.BytesIO(opened[archive].read(member)))
+        else:
+            np.asarray(Image.open(io.BytesIO(opened[archive].read(member))))
+
+
+def tasks(reader: Reader, name: str, images: Sequence[str], folder: Path) -> tuple[list[Task], tuple[Any, Any]]:
+    """What `reader` reads for each of the training images, and the arguments of `start`."""
+    seen: Task = []
+    archives: dict[str, Archive] = {}
+    files: dict[str, str] = {}
+    read = Archive.read
+
+    def spy(self: Archive, member: str, *limit: Any) -> bytes:
+        seen.append((str(self.path), member))
+        archives[str(self.path)] = self
+        return read(self, member, *limit)
+
+    Archive.read = spy  # type: ignore[method-assign]
+    found: list[Task] = []
+    for image in images:
+        seen.clear()
+        reader.read("train", image)
+        index = int(image) - 1 if name in ("nyud", "sunrgbd") else 0
+        if name == "nyud":
+            files["hdf5"] = str(reader.raw / "nyu_depth_v2_labeled.mat")
+            seen += [("hdf5", ("images", index)), ("hdf5", ("labels", index))]
+        if name == "sunrgbd":
+            files["hdf5"] = str(folder / "SUNRGBD2Dseg.mat")
+            seen.append(("hdf5", ("SUNRGBD2Dseg/seglabel", (index, 0))))
+        found.append(list(seen))
+    Archive.read = read  # type: ignore[method-assign]
+    if name == "sunrgbd":
+        toolbox = Archive(reader.raw / "SUNRGBDtoolbox.zip")
+        Path(files["hdf5"]).write_bytes(b"".join(toolbox.chunks("SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat")))
+    return found, (archives, files)
+
+
+class Clock:
+    """Seconds that go by in the block, and that its processes spend on the cores."""
+
+    def _used(self) -> float:
+        both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(one.ru_utime + one.ru_stime for one in both)
+
+    def __enter__(self) -> Clock:
+        self._begin, self._before = time.perf_counter(), self._used()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds, self.core_seconds = time.perf_counter() - self._begin, self._used() - self._before
+
+
+def bare(work: Sequence[Task], arguments: tuple[Any, Any], cores: int) -> Clock:
+    """The time of the bare decoders."""
+    with Clock() as clock, multiprocessing.get_context("spawn").Pool(cores, start, arguments) as pool:
+        for _ in pool.imap_unordered(decode, work, chunksize=8):
+            pass
+        pool.close()
+        pool.join()
+    return clock
+
+
+def prepare(reader: Reader, name: str, images: Sequence[str], folder: Path, cores: int) -> Clock:
+    """The time of what `prepare` does once its archives are open."""
+    dataset = datasets.load(name)
+    schema = Schema(name, "train", dataset.CLASSES, dataset.PALETTE)
+    lent = folder / "lent"
+    if lent.exists():
+        size = lent.stat().st_size
+        lent.unlink()
+        with lent.open("wb") as file:
+            for _ in range(size >> 20):
+                file.write(bytes(1 << 20))
+        lent.unlink()
+    with Clock() as clock, write_split(folder / "split.arrow", schema) as writer:
+        if cores == 1:
+            list(write(reader, images, writer))
+        else:
+            with Workers(reader, cores) as workers:
+                list(workers.write(images, writer))
+    (folder / "split.arrow").replace(lent)
+    return clock
+
+
+def speed(name: str, raw: Path, cores: Sequence[int], rounds: int, least: int, folder: Path) -> None:
+    """Print the rows of a data set; each round reads `least` images or more."""
+    with datasets.load(name).Reader(raw) as reader:
+        images = reader.names("train")
+        work, arguments = tasks(reader, name, images, folder)
+        times = -(-least // len(images))
+        images, work = images * times, work * times
+        for count in cores:
+            ours, theirs = [], []
+            for _ in range(rounds + 1):
+                ours.append(prepare(reader, name, images, folder, count))
+                theirs.append(bare(work, arguments, count))
+            del ours[0], theirs[0]  # the first is to warm up
+            pairs = list(zip(ours, theirs, strict=True))
+            ratios = sorted(100 * b.seconds / a.seconds for a, b in pairs)
+            on_cores = sorted(100 * b.core_seconds / a.core_seconds for a, b in pairs)
+            rates = [len(images) / statistics.median(one.seconds for one in clocks) for clocks in (ours, theirs)]
+            used = [statistics.median(one.core_seconds for one in clocks) / len(images) for clocks in (ours, theirs)]
+            print(
+                f"| {name} | {len(images)} | {count} | {rates[0]:.0f} | {rates[1]:.0f} "
+                f"| {statistics.median(ratios):.0f} % ({ratios[0]:.0f} to {ratios[-1]:.0f}) "
+                f"| {1000 * used[0]:.2f} | {1000 * used[1]:.2f} "
+                f"| {statistics.median(on_cores):.0f} % ({on_cores[0]:.0f} to {on_cores[-1]:.0f}) |",
+                flush=True,
+            )
+
+
+def copies(drawn: Path, count: int, folder: Path) -> None:
+    """An archive of ADE20K with `count` training images: the drawn ones, again and again under other names."""
+    file = "ADEChallengeData2016.zip"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(drawn / file) as source, zipfile.ZipFile(folder / file, "w") as target:
+        members = [info.filename for info in source.infolist() if not info.is_dir()]
+        training = sorted(name for name in members if "images/training" in name)
+        for name in members:
+            if "/training/" not in name:
+                target.writestr(name, source.read(name))
+        for index in range(count):
+            image = training[index % len(training)]
+            label = image.replace("images/", "annotations/").replace(".jpg", ".png")
+            for name in (image, label):
+                path = Path(name)
+                target.writestr(f"{path.parent}/ADE_train_{index:08}{path.suffix}", source.read(name))
+
+
+def peak(project: Path, cores: int) -> float:
+    """Peak of the memory of `prepare` and its processes, in MB: pages that they share count once (PSS)."""
+    environment = {**os.environ, "PIPELINE_CORES": str(cores), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "pipeline.prepare", "ade20k"]
+    process = subprocess.Popen(command, cwd=project, env=environment)
+    most = 0
+    while process.poll() is None:
+        family = [process.pid]
+        total = 0
+        for one in family:
+            try:
+                for thread in Path(f"/proc/{one}/task").iterdir():
+                    family += map(int, (thread / "children").read_text().split())
+                lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+                total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            except OSError:  # it has ended
+                continue
+        most = max(most, total)
+        time.sleep(0.01)
+    assert process.returncode == 0
+    return most / 1000
+
+
+def memory(cores: Sequence[int], rounds: int, folder: Path) -> None:
+    """Print peaks for 100 and for 2,000 images."""
+    rendered.render("ade20k", DRAWN["ade20k"], folder)
+    for images in (100, 2000):
+        project = folder / str(images)
+        copies(folder, images, project / "data/raw/ade20k")
+        (project / "settings.json").write_text(json.dumps({"prepare": {"ade20k": {}}}))
+    for count in cores:
+        for images in (100, 2000):
+            peaks = [peak(folder / str(images), count) for _ in range(rounds)]
+            print(f"| {images} | {count} | {statistics.median(peaks):.0f} | {min(peaks):.0f} to {max(peaks):.0f} |")
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    here = len(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--data", nargs="+", default=list(DRAWN), choices=DRAWN)
+    parser.add_argument("--cores", nargs="+", type=int, default=[here])
+    parser.add_argument("--images", type=int, default=2000, help="at least, in a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--real", type=Path, help="a folder with a folder of official archives for each data set")
+    parser.add_argument("--memory", action="store_true")
+    given = parser.parse_args()
+    print(f"{platform.machine()}, {here} cores; Python {platform.python_version()}, Pillow {Image.__version__},")
+    print(f"libjpeg-turbo {features.version('libjpeg_turbo')}, NumPy {np.__version__}, pyarrow {pyarrow.__version__}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        if given.memory:
+            print("| images | cores | peak, MB | of all rounds |\n|---|---|---|---|")
+            memory(given.cores, given.rounds, Path(folder))
+            return
+        print(
+            "| data set | images | cores | prepare, images/s | bare, images/s | ratio "
+            "| prepare, ms of a core | bare, ms of a core | ratio |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
+        for name in given.data:
+            if given.real:
+                raw = given.real / name
+            else:
+                raw = Path(folder, name)
+                raw.mkdir()
+                rendered.render(name, DRAWN[name], raw)
+            speed(name, raw, given.cores, given.rounds, given.images, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
