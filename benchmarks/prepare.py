@@ -5,12 +5,13 @@
     python benchmarks/prepare.py --memory                  peak memory for 100 and for 2,000 images
 
 The bare decoders are as many processes, which read the same members of the same archives and decode them with Pillow,
-scipy and h5py into an array each, with which they do nothing. Of both the start of the processes and their end are
+scipy and h5py into an array each, with which they do nothing. "With writing" they write them one after the other to a
+file each, which is what no program that keeps them can do without. Of all the start of the processes and their end are
 timed; of `prepare` also that the file is whole on the disk. The archives are open, and have been read before. Each
-round takes one after the other, so that what else the machine does meets both; the ratio is of the same round. Where
+round takes one after the other, so that what else the machine does meets all; ratios are of the same round. Where
 other work takes its share of the cores, the time that the processes had on them (user and system, all processes) says
-more than the time that went by. Before each round of `prepare` a file of the same size is written and deleted: a
-virtual machine is lent its memory page by page when it first writes to it, and that is not what is measured.
+more than the time that went by. Before what writes, a file of the same size is written and deleted: a virtual machine
+is lent its memory page by page when it first writes to it, and that is not what is measured.
 """
 
 from __future__ import annotations
@@ -52,13 +53,14 @@ Task = list[tuple[str, Any]]  # an archive and a member; an HDF5 file, a variabl
 opened: dict[str, Any] = {}
 
 
-def start(archives: dict[str, Archive], files: dict[str, str]) -> None:
-    """Make ready a process of the bare decoders."""
+def start(archives: dict[str, Archive], files: dict[str, str], folder: Path | None) -> None:
+    """Make ready a process of the bare decoders; with a folder it writes there."""
     opened.update(archives)
     if files:
         import h5py
 
         opened.update({name: h5py.File(path) for name, path in files.items()})
+    opened["file"] = folder and (folder / f"{os.getpid()}.bare").open("wb", buffering=0)
 
 
 def decode(task: Task) -> None:
@@ -72,9 +74,12 @@ def decode(task: Task) -> None:
         elif member.endswith(".mat"):
             from scipy.io import loadmat
 
-            loadmat(io.BytesIO(opened[archive].read(member)))
+            content = loadmat(io.BytesIO(opened[archive].read(member)))
+            found = content["LabelMap"] if "LabelMap" in content else content["GTcls"]["Segmentation"][0, 0]
         else:
-            np.asarray(Image.open(io.BytesIO(opened[archive].read(member))))
+            found = np.asarray(Image.open(io.BytesIO(opened[archive].read(member))))
+        if opened["file"]:
+            opened["file"].write(found.data if found.flags.c_contiguous else found.T.data)
 
 
 def tasks(reader: Reader, name: str, images: Sequence[str], folder: Path) -> tuple[list[Task], tuple[Any, Any]]:
@@ -124,36 +129,40 @@ class Clock:
         self.seconds, self.core_seconds = time.perf_counter() - self._begin, self._used() - self._before
 
 
-def bare(work: Sequence[Task], arguments: tuple[Any, Any], cores: int) -> Clock:
-    """The time of the bare decoders."""
-    with Clock() as clock, multiprocessing.get_context("spawn").Pool(cores, start, arguments) as pool:
+def bare(work: Sequence[Task], arguments: tuple[Any, Any], cores: int, folder: Path | None = None) -> Clock:
+    """The time of the bare decoders; with a folder, with writing."""
+    with Clock() as clock, multiprocessing.get_context("spawn").Pool(cores, start, (*arguments, folder)) as pool:
         for _ in pool.imap_unordered(decode, work, chunksize=8):
             pass
         pool.close()
         pool.join()
+    for file in folder.glob("*.bare") if folder else ():
+        file.unlink()
     return clock
 
 
 def prepare(reader: Reader, name: str, images: Sequence[str], folder: Path, cores: int) -> Clock:
     """The time of what `prepare` does once its archives are open."""
     dataset = datasets.load(name)
-    schema = Schema(name, "train", dataset.CLASSES, dataset.PALETTE)
-    lent = folder / "lent"
-    if lent.exists():
-        size = lent.stat().st_size
-        lent.unlink()
-        with lent.open("wb") as file:
-            for _ in range(size >> 20):
-                file.write(bytes(1 << 20))
-        lent.unlink()
-    with Clock() as clock, write_split(folder / "split.arrow", schema) as writer:
+    with (
+        Clock() as clock,
+        write_split(folder / "split.arrow", Schema(name, "train", dataset.CLASSES, dataset.PALETTE)) as writer,
+    ):
         if cores == 1:
             list(write(reader, images, writer))
         else:
             with Workers(reader, cores) as workers:
                 list(workers.write(images, writer))
-    (folder / "split.arrow").replace(lent)
     return clock
+
+
+def lend(folder: Path, size: int) -> None:
+    """Have memory ready for a file of `size` bytes."""
+    file = folder / "lent"
+    with file.open("wb") as stream:
+        for _ in range(size >> 20):
+            stream.write(bytes(1 << 20))
+    file.unlink()
 
 
 def speed(name: str, raw: Path, cores: Sequence[int], rounds: int, least: int, folder: Path) -> None:
@@ -164,23 +173,31 @@ def speed(name: str, raw: Path, cores: Sequence[int], rounds: int, least: int, f
         times = -(-least // len(images))
         images, work = images * times, work * times
         for count in cores:
-            ours, theirs = [], []
+            clocks: list[list[Clock]] = []
+            size = 0
             for _ in range(rounds + 1):
-                ours.append(prepare(reader, name, images, folder, count))
-                theirs.append(bare(work, arguments, count))
-            del ours[0], theirs[0]  # the first is to warm up
-            pairs = list(zip(ours, theirs, strict=True))
-            ratios = sorted(100 * b.seconds / a.seconds for a, b in pairs)
-            on_cores = sorted(100 * b.core_seconds / a.core_seconds for a, b in pairs)
-            rates = [len(images) / statistics.median(one.seconds for one in clocks) for clocks in (ours, theirs)]
-            used = [statistics.median(one.core_seconds for one in clocks) / len(images) for clocks in (ours, theirs)]
-            print(
-                f"| {name} | {len(images)} | {count} | {rates[0]:.0f} | {rates[1]:.0f} "
-                f"| {statistics.median(ratios):.0f} % ({ratios[0]:.0f} to {ratios[-1]:.0f}) "
-                f"| {1000 * used[0]:.2f} | {1000 * used[1]:.2f} "
-                f"| {statistics.median(on_cores):.0f} % ({on_cores[0]:.0f} to {on_cores[-1]:.0f}) |",
-                flush=True,
-            )
+                lend(folder, size)
+                row = [prepare(reader, name, images, folder, count)]
+                size = (folder / "split.arrow").stat().st_size
+                (folder / "split.arrow").unlink()
+                row.append(bare(work, arguments, count))
+                lend(folder, size)
+                clocks.append([*row, bare(work, arguments, count, folder)])
+            del clocks[0]  # to warm up
+            ours, *others = zip(*clocks, strict=True)
+            for what, column in zip(("prepare", "bare decoders", "with writing"), (ours, *others), strict=True):
+                wall, on_cores = ([getattr(one, key) for one in column] for key in ("seconds", "core_seconds"))
+                ratios = [
+                    sorted(100 * getattr(b, key) / getattr(a, key) for a, b in zip(ours, column, strict=True))
+                    for key in ("seconds", "core_seconds")
+                ]
+                told = [f"{statistics.median(one):.0f} % ({one[0]:.0f} to {one[-1]:.0f})" for one in ratios]
+                print(
+                    f"| {name}, {len(images)} images, {count} cores | {what} "
+                    f"| {len(images) / statistics.median(wall):.0f} | {told[0]} "
+                    f"| {1000 * statistics.median(on_cores) / len(images):.2f} | {told[1]} |",
+                    flush=True,
+                )
 
 
 def copies(drawn: Path, count: int, folder: Path) -> None:
@@ -255,11 +272,8 @@ def main() -> None:
             print("| images | cores | peak, MB | of all rounds |\n|---|---|---|---|")
             memory(given.cores, given.rounds, Path(folder))
             return
-        print(
-            "| data set | images | cores | prepare, images/s | bare, images/s | ratio "
-            "| prepare, ms of a core | bare, ms of a core | ratio |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|")
+        print("| on | what | images/s | prepare's share | ms of a core | prepare's share |")
+        print("|---|---|---|---|---|---|")
         for name in given.data:
             if given.real:
                 raw = given.real / name
