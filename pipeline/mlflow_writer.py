@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.files import dvc_md5
 from pipeline.tracking import PATIENCE, QUIET, Message
-from refinenet.files import alive, whole_file
+from refinenet.files import birth, whole_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +44,7 @@ class _Record:
         self.params = {_name(name): value[:6000] for name, value in begin["params"].items()}  # as long as MLflow takes
         self.uri = _uri()
         self.database = _file(self.uri)
-        self.me = f"{socket.gethostname()} {os.getpid()}"
+        self.me = f"{socket.gethostname()} {os.getpid()} {birth(os.getpid())}"
         self.resume = Path(begin["resume"], "mlflow.json") if begin["resume"] else None
         self.run = ""
         self.status = "KILLED"  # unless the stage says otherwise before the pipe closes
@@ -264,10 +264,11 @@ def _git() -> dict[str, str]:
 
 def _writer_gone(run: Run) -> bool:
     """Whether the process that recorded `run` ran on this machine and is no more."""
-    host, _, pid = run.data.tags.get("writer", "").partition(" ")
+    host, pid, born = (*run.data.tags.get("writer", "").split(), "", "", "")[:3]
     if host != socket.gethostname() or not pid.isdigit():
         return False
-    return not alive(int(pid))
+    now = birth(int(pid))
+    return not now or (born.isdigit() and now.isdigit() and born != now)
 
 
 def _line(error: BaseException) -> str:

@@ -13,14 +13,19 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Lines:
-    """Each state of a bar as a line of its own."""
+    """Each state of a bar as a line of its own. tqdm draws the last one again as it closes the bar: that is none."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._last = ""
 
     def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
+        line = text.strip("\r\n ")
+        # "train:  50%|####    | 10/20 [00:30<00:30, 3.3image/s]": what is done, without the time and the rate.
+        done = line.rpartition("|")[2].partition(" [")[0]
+        if line and done != self._last:
             self._stream.write(f"{line}\n")
+            self._last = done
 
     def flush(self) -> None:
         self._stream.flush()
@@ -37,3 +42,13 @@ def bar(description: str, unit: str, of: Iterable[Any] | None = None, total: int
     quiet = SECONDS_BETWEEN_LINES
     lines = _Lines(sys.stderr)
     return tqdm(of, description, total, unit=unit, mininterval=quiet, delay=quiet, file=lines, ncols=100, **more)
+
+
+def reach(bar: Any, done: int, each: int = 1) -> None:
+    """Move the bar to `done`. The first step, of `each`, may follow others that an earlier process did.
+
+    Those show, but the rate and the time left are of this process alone.
+    """
+    if not bar.n and done > each:
+        bar.initial = bar.n = bar.last_print_n = done - each
+    bar.update(done - bar.n)

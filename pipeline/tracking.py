@@ -29,8 +29,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.stage import Terminated
+
 PATIENCE = 30.0  # seconds that a stage, once it is done, lets the database keep it waiting
 HANGING = 600.0  # seconds after which a writer that is neither done nor has given up is taken for hung
+LAST_WORDS = 10.0  # seconds for the writer of a stage that SIGTERM ends: its machine may be gone right after it
 
 Message = dict[str, Any]  # one line of JSON in the pipe
 
@@ -89,8 +92,8 @@ def track(
     the block has ended well. `weights`: what an evaluation evaluates, an input as well; its run hangs under the
     training in this database that wrote them.
 
-    An error in the block ends the run as FAILED, Ctrl-C or a kill as KILLED. Of several distributed processes only the
-    one with RANK 0 records.
+    An error in the block ends the run as FAILED, Ctrl-C, SIGTERM or a kill as KILLED. Of several distributed processes
+    only the one with RANK 0 records.
     """
     if os.environ.get("RANK", "0") != "0":
         yield Run(None)
@@ -107,8 +110,11 @@ def track(
     except (Exception, SystemExit):
         writer.end("FAILED")
         raise
+    except Terminated:
+        writer.end("KILLED", seconds=LAST_WORDS)
+        raise
     except BaseException:
-        writer.end("KILLED", wait=False)
+        writer.end("KILLED", seconds=0)
         raise
     writer.end("FINISHED")
 
@@ -161,19 +167,22 @@ class _Writer:
         if self._feeder.is_alive():
             self._lines.put(json.dumps(message, default=float).encode() + b"\n")
 
-    def end(self, status: str, wait: bool = True) -> None:
+    def end(self, status: str, seconds: float = HANGING) -> None:
+        """Say how the run ended, and wait up to `seconds` until it is written; 0: let it be written alone."""
         self.send({"do": "end", "status": status, "time": _now()})
         self._lines.put(None)
-        if not wait:
+        if not seconds:
             return
         if self._process and self._process.stdout:
-            self._feeder.join(HANGING)
+            self._feeder.join(seconds)
             try:
-                code = self._process.wait(1.0 if self._feeder.is_alive() else HANGING)
+                code = self._process.wait(1.0 if self._feeder.is_alive() else seconds)
                 self._problem = self._process.stdout.read().decode() or (f"exit code {code}" if code else "")
             except subprocess.TimeoutExpired:
+                if seconds < HANGING:
+                    return  # it goes on alone
                 self._process.kill()
-                self._problem = f"no answer for {HANGING:.0f} seconds"
+                self._problem = f"no answer for {seconds:.0f} seconds"
         if self._problem:
             print(f"warning: MLflow lacks (part of) this run: {self._problem}", file=sys.stderr)
 

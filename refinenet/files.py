@@ -28,15 +28,29 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def birth(process: int) -> str:
+    """When the process with this number started, in clock ticks since boot: no later one of that number has the same.
+
+    "" where there is none, also where it is a zombie: it has ended, but its parent has not asked how, and one whose
+    parent is gone stays for ever in a container whose first process asks nobody. "?" where /proc does not tell.
+    """
+    try:
+        # proc(5): number (name) state parent ... start time; the name may hold blanks and brackets.
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        try:
+            os.kill(process, 0)
+        except (ProcessLookupError, OverflowError):
+            return ""
+        except PermissionError:
+            pass
+        return "?"
+    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
+
+
 def alive(process: int) -> bool:
     """Whether a process with this number runs on this machine, whoever's it is."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return birth(process) != ""
 
 
 def _remove(path: Path) -> None:
