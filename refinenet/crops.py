@@ -1,0 +1,244 @@
+"""Which crops a training sees: image, place, scale and flip of each (PAPER.md 3.2; authors' batch_do_data_crop.m).
+
+The authors resize the whole image by the drawn scale and cut the crop from that. Here the window that it comes from is
+cut first, a view into the memory-mapped split, and resized later (augment.py): the same picture but for a border of
+the filter's width, and a fraction of the pixels are touched. Two other differences: sizes after scaling are not made
+even, and crops at random places (`balanced` off) are centred on any pixel, where the authors have a grid of a fifth of
+the crop.
+
+Every draw depends on (seed, step) alone, so that training can stop and go on at any step with nothing to remember.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from refinenet.config import clamp_short_edge
+from refinenet.data import Array, Integers, Sample
+from refinenet.files import UserError
+
+# An epoch of the authors: at least and at most so many images, and of each class (gen_net_opts_model_type1.m).
+EPOCH = (1000, 2000)
+OF_A_CLASS = 100
+
+
+class Samples(Protocol):
+    """What crops are drawn from: a `Split`, or several as one. With a method `counts`, as of `Split`, it is faster."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+    def present(self) -> Sequence[Array]: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """A drawn crop before resizing. `image`: h x w x 3, `label`: h x w, uint8 views."""
+
+    name: str
+    image: Array
+    label: Array
+    scale: float
+    flip: bool
+
+
+class Draw(NamedTuple):
+    """All that is random in a window: its centre is pixel number `pixel` of class `wanted`, of all if that is None."""
+
+    sample: int
+    wanted: int | None
+    pixel: int
+    scale: float
+    flip: bool
+
+
+class Crops:
+    """Draws the windows of a training step.
+
+    Args:
+        split: the training images.
+        crop: side of the crop in pixels, after scaling; smaller where the scaled image is.
+        scales: one of these is drawn for each crop.
+        flip: whether half of the crops are mirrored.
+        balanced: True: the crop is centred on a random pixel of a drawn class (the authors' "type 1"). False: an image
+            and a position are drawn ("type 2").
+        seed: of all draws.
+        short_edge: each image's short edge is brought into these limits before it is scaled.
+        epochs: with `balanced`, how image and class are drawn. True: the authors' way (my_epoch_run_config.m): images
+            in epochs of 1000 to 2000, those first that were not in the last ones, and taken while a class of theirs has
+            been in fewer than 100; then any class of the image. False: any class, then an image that has it, which
+            teaches all classes in few steps. On 1,440 images of VOC background is at the centre of 39 % of the authors'
+            crops and of 5 % of these; while every image comes ten times, the most frequent comes 15 times there and
+            355 times here, being one of two that have its class.
+        square: True: the crop is a square no larger than the scaled image's short edge, and that even (the authors'
+            way). False: it goes on along the longer edge.
+    """
+
+    def __init__(
+        self,
+        split: Samples,
+        crop: int,
+        scales: Sequence[float],
+        flip: bool,
+        balanced: bool,
+        seed: int,
+        short_edge: tuple[int, int] | None = None,
+        epochs: bool = False,
+        square: bool = False,
+    ) -> None:
+        self._split, self._crop, self._scales = split, crop, tuple(scales)
+        self._flip, self._balanced, self._seed, self._short_edge = flip, balanced, seed, short_edge
+        self._square = square
+        count = getattr(split, "counts", None)
+        self._counts: Integers | None = None if count is None else count()
+        if self._counts is None:
+            self._present = list(split.present())
+        else:  # the last column is void
+            self._present = [np.flatnonzero(row).astype(np.uint8) for row in self._counts[:, :-1]]
+        images: dict[int, list[int]] = {}
+        for index, present in enumerate(self._present):
+            for wanted in present.tolist():
+                images.setdefault(wanted, []).append(index)
+        self._images = sorted(images.items())  # class, the images that have it
+        if balanced and not images:
+            raise UserError(f"{getattr(split, 'path', 'training images')}: no label has a class, expected one or more")
+        self._epochs = Epochs(self._present, seed) if balanced and epochs else None
+
+    def draw(self, step: int, batch: int) -> list[Window]:
+        """The windows of step `step`: the same for the same seed, whatever was drawn before."""
+        return [self.window(draw) for draw in self.plan(step, batch)]
+
+    def plan(self, step: int, batch: int) -> list[Draw]:
+        """What `draw` cuts out. Looks at no pixel, if the split knows its `counts`."""
+        rng = np.random.Generator(np.random.PCG64([self._seed, step]))
+        return [self._draw(rng, step * batch + place) for place in range(batch)]
+
+    def _draw(self, rng: np.random.Generator, place: int) -> Draw:
+        wanted = None
+        if self._epochs is not None:
+            index = self._epochs[place]
+            if present := self._present[index].tolist():
+                wanted = present[rng.integers(len(present))]
+        elif self._balanced:
+            wanted, found = self._images[rng.integers(len(self._images))]
+            index = found[rng.integers(len(found))]
+        else:
+            index = int(rng.integers(len(self._split)))
+        if wanted is None:
+            height, width = self._sample(index)[1].shape
+            pixel = int(rng.integers(height)) * width + int(rng.integers(width))
+        elif self._counts is not None:
+            pixel = int(rng.integers(self._counts[index, wanted]))
+        else:
+            pixel = int(rng.integers(np.count_nonzero(self._sample(index)[1] == wanted)))
+        scale = self._scales[rng.integers(len(self._scales))]
+        return Draw(index, wanted, pixel, scale, bool(self._flip and rng.integers(2)))
+
+    def _sample(self, index: int) -> tuple[Sample, Array]:
+        sample = self._split[index]
+        if sample.label is None:
+            raise UserError(f"{sample.name}: no label, expected a training image")
+        return sample, sample.label
+
+    def window(self, draw: Draw) -> Window:
+        """Cut out what was drawn. Of the image it reads nothing yet, of the label what comes before the centre."""
+        sample, label = self._sample(draw.sample)
+        height, width = label.shape
+        pixel = draw.pixel
+        if draw.wanted is not None:
+            found = nth(label, draw.wanted, draw.pixel)
+            if found is None:
+                raise UserError(f"{sample.name}: its label has not the pixels that its counts say; run prepare again")
+            pixel = found
+        y, x = divmod(pixel, width)
+        scale = draw.scale * clamp_short_edge(height, width, self._short_edge)
+        side = self._crop
+        if self._square:
+            short = round(min(height, width) * scale)
+            side = min(side, max(short - short % 2, 1))
+        side = round(side / scale)
+        if self._square:
+            side = max(min(side, height, width), 1)
+        top = min(max(y - side // 2, 0), max(height - side, 0))
+        left = min(max(x - side // 2, 0), max(width - side, 0))
+        here = (slice(top, top + side), slice(left, left + side))
+        return Window(sample.name, sample.image[here], label[here], scale, draw.flip)
+
+
+def nth(label: Array, wanted: int, n: int) -> int | None:
+    """Position, in reading order, of pixel number `n` (from 0) of class `wanted`; None where there are fewer."""
+    flat = label.reshape(-1)
+    for start in range(0, flat.size, 1 << 16):
+        found = flat[start : start + (1 << 16)] == wanted
+        count = int(np.count_nonzero(found))
+        if n < count:
+            return start + int(np.flatnonzero(found)[n])
+        n -= count
+    return None
+
+
+class Epochs:
+    """The authors' class-balanced epochs (my_epoch_run_config.m) one after the other: place -> image.
+
+    present: the classes of each image. An epoch is worked out from the one before; asking for an earlier place starts
+    again at the first, which is still a matter of seconds for any training.
+    """
+
+    def __init__(self, present: Sequence[Array], seed: int) -> None:
+        self._present = [one.tolist() for one in present]
+        self._seed = seed
+        self._lock = threading.Lock()  # the loader's thread draws, and who wants to know what was drawn
+        self._restart()
+
+    def _restart(self) -> None:
+        self._epoch, self._start = -1, 0
+        self._order: Integers = np.zeros(0, np.int64)
+        self._unseen = np.ones(len(self._present), bool)
+
+    def __getitem__(self, place: int) -> int:
+        with self._lock:
+            if place < self._start:
+                self._restart()
+            while place >= self._start + len(self._order):
+                self._start += len(self._order)
+                self._epoch += 1
+                # The 1 sets it apart from the draws of the step of this number.
+                rng = np.random.Generator(np.random.PCG64([self._seed, self._epoch, 1]))
+                self._order = rng.permutation(self._choose(rng))
+            return int(self._order[place - self._start])
+
+    def _choose(self, rng: np.random.Generator) -> Integers:
+        least, most = EPOCH
+        if len(self._present) <= least:
+            return np.arange(len(self._present))
+        shuffled = rng.permutation(len(self._present))
+        unseen = self._unseen[shuffled]
+        candidates = np.concatenate([shuffled[unseen], shuffled[~unseen]])
+        counts = dict.fromkeys((one for present in self._present for one in present), 0)
+        lacking = len(counts)  # classes with too few images so far
+        chosen = np.zeros(len(self._present), bool)
+        for index in candidates.tolist():
+            present = self._present[index]
+            if any(counts[one] < OF_A_CLASS for one in present):
+                chosen[index] = True
+                for one in present:
+                    counts[one] += 1
+                    lacking -= counts[one] == OF_A_CLASS
+                if not lacking:
+                    break
+        missing = least - int(chosen.sum())
+        if missing > 0:
+            chosen[candidates[~chosen[candidates]][:missing]] = True
+        order = np.flatnonzero(chosen)
+        if len(order) > most:
+            order = rng.permutation(order)[:most]
+        self._unseen[order] = False
+        if not self._unseen.any():
+            self._unseen[:] = True
+        return order
