@@ -1,39 +1,169 @@
-"""One confusion matrix over the set, and the scores the paper prints (authors' seg_eva_gen_result_from_con_mat.m)."""
+"""Scores from pixel counts, under the paper's rule and under those of two official tools, and how sure they are.
+
+The paper's rule is that of the authors' seg_eva_gen_result_from_con_mat.m: one confusion matrix over the set, void
+pixels left out, means over the classes that occur in the truth.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from refinenet.data import IGNORE_INDEX, Array
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Rule = Literal["paper", "cityscapes", "ade20k"]
+
+PIXELS = 1 << 18  # counted at once, so that what is made on the way stays in the cache
+WEIGHTS = 1 << 20  # of images in draws, made at once: 8 MB
 
 
 def confusion(truth: Array, prediction: Array, classes: int) -> Counts:
     """Pixel counts, truth in rows, prediction in columns: classes x (classes + 1), int64.
 
-    truth, prediction: uint8 of one shape. Pixels whose truth is void (255) do not count. The last column holds
-    predictions that are no class: they are false negatives of the truth and nobody's false positives.
+    truth, prediction: uint8 of one shape; at most 254 classes. Pixels whose truth is void (255) do not count. The last
+    column holds predictions that are no class: they are false negatives of the truth and nobody's false positives.
+    ValueError where a label of the truth is neither a class nor 255.
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
-    # Both bytes in one 16-bit key: void rows fall out by slicing, no boolean mask is made.
-    key = (truth.astype(np.uint16) << 8) | prediction
-    counts = np.bincount(key.ravel(), minlength=1 << 16).reshape(256, 256)
-    if counts[classes:IGNORE_INDEX].any():
-        raise ValueError(f"truth has labels from {classes} to 254, expected classes 0 to {classes - 1} or 255")
-    table = np.zeros((classes, classes + 1), np.int64)
-    table[:, :classes] = counts[:classes, :classes]
-    table[:, classes] = counts[:classes, classes:].sum(axis=1)
-    return table
+    if truth.dtype != np.uint8 or prediction.dtype != np.uint8:
+        raise ValueError(f"truth is {truth.dtype}, prediction {prediction.dtype}, expected uint8")
+    truth, prediction = truth.ravel(), prediction.ravel()
+    changes = np.empty(min(PIXELS, truth.size), np.bool_)
+    table = np.zeros((classes + 2) * (classes + 1), np.int64)
+    for start in range(0, truth.size, PIXELS):
+        left, right = truth[start : start + PIXELS], prediction[start : start + PIXELS]
+        # Label maps are long runs of one pair of labels. Finding where they end costs a tenth of counting pixels:
+        # runs are counted, each with its length, and pixels only where runs are too short to gain from.
+        end = changes[: left.size]
+        np.not_equal(left[1:], left[:-1], out=end[:-1])
+        end[:-1] |= right[1:] != right[:-1]
+        end[-1] = True
+        if 4 * np.count_nonzero(end) > end.size:
+            table += np.bincount(_keys(left, right, classes), minlength=table.size)
+        else:
+            last = np.flatnonzero(end)
+            runs = _keys(left[last], right[last], classes)
+            # bincount adds weights as float64, exact up to 2**53.
+            table += np.bincount(runs, np.diff(last, prepend=-1), table.size).astype(np.int64)
+    return _checked(table.reshape(classes + 2, classes + 1))
+
+
+def _keys(truth: Array, prediction: Array, classes: int) -> npt.NDArray[np.uint16]:
+    """Row times the columns plus column; rows are void, the classes, anything else; columns the classes, the rest."""
+    # Of two arrays np.minimum takes a tenth of what it takes of an array and a number.
+    row = np.minimum(truth + np.uint8(1), np.full_like(truth, classes + 1))  # 255 + 1 is 0
+    column = np.minimum(prediction, np.full_like(prediction, classes))
+    key: npt.NDArray[np.uint16] = row.astype(np.uint16)
+    key *= np.uint16(classes + 1)
+    key += column.astype(np.uint16)
+    return key
+
+
+def _checked(table: Counts) -> Counts:
+    """The rows of the classes. ValueError where the last row, of what is no label, is not empty."""
+    classes = len(table) - 2
+    if table[-1].any():
+        expected = f"expected classes 0 to {classes - 1} or {IGNORE_INDEX}"
+        raise ValueError(f"truth has labels from {classes} to {IGNORE_INDEX - 1}, {expected}")
+    return table[1:-1]
+
+
+def confusion_on_device(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:
+    """Counts of each image: B x (classes + 2) x (classes + 1), int64, where the images are, without waiting for them.
+
+    truth, prediction: B x H x W, uint8. Row 0 is of pixels whose truth is void, the last row of those whose truth is
+    neither void nor a class; to look at it here would be to wait. `Confusion.counts` does.
+    """
+    import torch
+
+    # torch.bincount waits to learn the largest key; scatter_add_ and index_add_ take a slow way where deterministic
+    # algorithms are asked for. Sorting 16-bit keys is exact, repeatable, and the size of its result known before.
+    lowest = torch.iinfo(torch.int16).min
+    size = (classes + 2) * (classes + 1)
+    key = (truth + 1).clamp(max=classes + 1).int() * (classes + 1) + prediction.clamp(max=classes)  # 255 + 1 is 0
+    key = (key + lowest).to(torch.int16).flatten(1).sort().values
+    bounds = torch.arange(lowest, lowest + size, dtype=torch.int16, device=key.device)
+    until = torch.searchsorted(key, bounds.expand(len(key), -1).contiguous(), right=True)
+    return until.diff(prepend=until.new_zeros(len(key), 1)).reshape(-1, classes + 2, classes + 1)
+
+
+class Confusion:
+    """The counts of a set of images, made where `device` is: on a GPU without waiting for it.
+
+    Keeps, beside the matrix of the set, three sums of each class for every image, which `bootstrap` needs: 7 MB for
+    2,000 images of 150 classes.
+    """
+
+    def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
+        self.classes = classes
+        self.device = device
+        self._on_device = str(device).partition(":")[0] != "cpu"
+        self._total: Any = 0  # an array or a tensor from the first image on
+        self._images: list[Any] = []  # each B x 3 x classes
+
+    def add(self, truth: Tensor | Array, prediction: Tensor | Array) -> None:
+        """Count one image, H x W, or several of one size, B x H x W; uint8, tensors or arrays.
+
+        ValueError where a label of the truth is neither a class nor 255: on a CPU here, else from `counts`.
+        """
+        if truth.shape != prediction.shape:
+            raise ValueError(f"truth is {tuple(truth.shape)}, prediction {tuple(prediction.shape)}")
+        if truth.ndim == 2:
+            truth, prediction = truth[None], prediction[None]
+        if self._on_device:
+            import torch
+
+            left, right = (torch.as_tensor(x).to(self.device, non_blocking=True) for x in (truth, prediction))
+            tables = confusion_on_device(left, right, self.classes)
+            kept = tables[:, 1:-1]
+            parts = (kept.diagonal(0, 1, 2), kept.sum(2), kept[:, :, : self.classes].sum(1))
+            self._images.append(torch.stack(parts, 1))
+            self._total = self._total + tables.sum(0)
+        else:
+            for left, right in zip(_array(truth), _array(prediction), strict=True):
+                table = confusion(left, right, self.classes)
+                self._images.append(sums(table)[None])
+                self._total = self._total + table
+
+    def counts(self) -> Counts:
+        """The matrix of all images: classes x (classes + 1), int64, as of `confusion`. Waits for the device."""
+        total = _checked(_array(self._total)) if self._on_device and self._images else self._total
+        return np.zeros((self.classes, self.classes + 1), np.int64) + total
+
+    def per_image(self) -> Counts:
+        """`sums` of each image in the order added: N x 3 x classes, int64. Waits for the device."""
+        if not self._images:
+            return np.zeros((0, 3, self.classes), np.int64)
+        if self._on_device:
+            import torch
+
+            return _array(torch.cat(self._images))
+        return np.concatenate(self._images)
+
+
+def _array(values: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
+def sums(counts: Counts) -> Counts:
+    """All that scores need of a confusion matrix: hits, pixels of the truth, pixels predicted; 3 x classes, int64."""
+    return np.stack([np.diagonal(counts), counts.sum(axis=1), counts[:, : len(counts)].sum(axis=0)])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Fractions. `iou` has one entry a class, None where the truth has no pixel of it; means are over the others."""
+    """Fractions. `iou` has one entry a class, None where the rule leaves it out; its mean is over the others."""
 
     pixel_accuracy: float
     mean_accuracy: float
@@ -41,25 +171,77 @@ class Scores:
     iou: tuple[float | None, ...]
 
 
-def scores(counts: Counts) -> Scores:
-    """Pixel accuracy, mean class accuracy, mean IoU of `confusion`'s counts. Classes absent from the truth are out."""
-    truth = counts.sum(axis=1)
+def scores(counts: Counts, rule: Rule = "paper") -> Scores:
+    """Pixel accuracy, mean class accuracy, mean IoU of `confusion`'s counts. ValueError without a labelled pixel.
+
+    The rules differ in the IoU of a class that the truth lacks. Both accuracies are the same under all three.
+
+    - paper: left out (authors' seg_eva_gen_result_from_con_mat.m).
+    - cityscapes: 0 if predicted on a labelled pixel, else left out (cityscapesScripts, getIouScoreForLabel and
+      getScoreAverage in evaluation/evalPixelLevelSemanticLabeling.py).
+    - ade20k: always 0, so the mean is over all classes (CSAILVision/sceneparsing, demoEvaluation.m).
+    """
+    hits, truth, predicted = sums(counts)
     if not truth.any():
         raise ValueError("no labelled pixel to score")
-    hits = np.diagonal(counts)
-    union = truth + counts[:, : len(counts)].sum(axis=0) - hits
-    present = truth > 0
-    iou = hits[present] / union[present]
-    every: list[float | None] = [None] * len(counts)
-    for index, value in zip(np.flatnonzero(present), iou, strict=True):
-        every[index] = float(value)
+    iou, counted = _iou(hits, truth, predicted, rule)
     return Scores(
         pixel_accuracy=float(hits.sum() / truth.sum()),
-        mean_accuracy=float((hits[present] / truth[present]).mean()),
-        # One after the other, as cityscapesScripts sums: np.mean sums in pairs, another last bit.
-        mean_iou=float(np.cumsum(iou)[-1] / len(iou)),
-        iou=tuple(every),
+        mean_accuracy=float(_mean(hits / np.maximum(truth, 1), truth > 0)),
+        mean_iou=float(_mean(iou, counted)),
+        iou=tuple(float(value) if counts else None for value, counts in zip(iou, counted, strict=True)),
     )
+
+
+def _iou(
+    hits: npt.NDArray[Any], truth: npt.NDArray[Any], predicted: npt.NDArray[Any], rule: Rule
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """IoU of each class and whether the mean counts it; all of one shape, ... x classes."""
+    if rule not in get_args(Rule):
+        raise ValueError(f"no rule {rule!r}, only {', '.join(get_args(Rule))}")
+    union = truth + predicted - hits
+    if rule == "ade20k":
+        # As there, eps keeps 0 / 0 from being asked; it changes the last bit of a union of one pixel.
+        return hits / (union + np.finfo(np.float64).eps), np.ones(union.shape, np.bool_)
+    return hits / np.maximum(union, 1), (truth if rule == "paper" else union) > 0
+
+
+def _mean(values: Floats, counted: npt.NDArray[np.bool_]) -> Floats:
+    """Mean of the values counted, over the last axis."""
+    # One after the other, as cityscapesScripts adds: np.mean adds in pairs, another last bit.
+    total = np.cumsum(np.where(counted, values, 0), axis=-1)[..., -1]
+    return np.asarray(total / counted.sum(axis=-1))
+
+
+def grouped(counts: Counts, groups: Sequence[Sequence[int]]) -> Counts:
+    """Counts of groups of classes, where a class taken for another of its group is a hit: groups x (groups + 1).
+
+    groups: the indices of each; every class is in one. Under the rule cityscapes these score as Cityscapes' categories
+    do (cityscapesScripts, getIouScoreForCategory).
+    """
+    classes = len(counts)
+    if sorted(index for group in groups for index in group) != list(range(classes)):
+        raise ValueError(f"groups {groups}: expected each of the classes 0 to {classes - 1} once")
+    member = np.zeros((len(groups) + 1, classes + 1), np.int64)
+    for row, group in enumerate((*groups, (classes,))):
+        member[row, list(group)] = 1
+    return np.asarray(member[:-1, :-1] @ counts @ member.T)
+
+
+def alternatives(counts: Counts, rule: Rule, groups: Mapping[str, Sequence[int]] | None = None) -> dict[str, float]:
+    """The numbers that a data set's own tool ends in, by name.
+
+    cityscapes: "mean_iou", and with `groups`, its categories, "category_iou", their mean. ade20k: "pixel_accuracy",
+    "mean_iou" and the mean of the two, "score", which ranks (README of CSAILVision/sceneparsing).
+    """
+    result = scores(counts, rule)
+    values = {"mean_iou": result.mean_iou}
+    if groups is not None:
+        values["category_iou"] = scores(grouped(counts, list(groups.values())), rule).mean_iou
+    if rule == "ade20k":
+        values["pixel_accuracy"] = result.pixel_accuracy
+        values["score"] = (result.pixel_accuracy + result.mean_iou) / 2
+    return values
 
 
 def most_frequent(counts: Counts) -> tuple[int, Scores]:
@@ -69,3 +251,47 @@ def most_frequent(counts: Counts) -> tuple[int, Scores]:
     constant = np.zeros_like(counts)
     constant[:, winner] = truth
     return winner, scores(constant)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """(low, high) of each score, fractions."""
+
+    mean_iou: tuple[float, float]
+    pixel_accuracy: tuple[float, float]
+
+
+def bootstrap(
+    per_image: Counts, draws: int = 1000, seed: int = 0, level: float = 0.95, rule: Rule = "paper"
+) -> Interval:
+    """Percentile interval of the scores over resampled images; the same for the same `seed`, in any order of images.
+
+    per_image: N x 3 x classes, from `Confusion.per_image`. A draw is N of the images, with replacement, and is scored
+    under `rule` from its added counts, as the set was: a class whose images were not drawn is left out of the paper's
+    mean. Images without a labelled pixel are never drawn.
+
+    It covers that other images of the same kind could have been in the set. It does not cover that training again,
+    with another seed, gives another model; nor images that belong together, such as frames of one video; and of a
+    class seen in a handful of images it knows only these, so there it is too narrow. Under ade20k a class that the set
+    lacks is 0 in every draw.
+    """
+    images = sorted((image for image in per_image if image[1].any()), key=lambda image: image.tobytes())
+    if not images:
+        raise ValueError("no labelled pixel to score")
+    count, classes = len(images), per_image.shape[2]
+    rng = np.random.default_rng(seed)
+    # Products of whole numbers below 2**53: the same in any order of summing.
+    flat = np.array(images, np.float64).reshape(count, 3 * classes)
+    iou, accuracy = np.empty(draws), np.empty(draws)
+    step = max(1, WEIGHTS // count)
+    for start in range(0, draws, step):
+        rows = slice(start, min(start + step, draws))
+        some = rows.stop - start
+        drawn = rng.integers(count, size=(some, count)) + count * np.arange(some)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=some * count).reshape(some, count).astype(np.float64)
+        hits, truth, predicted = (weights @ flat).reshape(some, 3, classes).swapaxes(0, 1)
+        iou[rows] = _mean(*_iou(hits, truth, predicted, rule))
+        accuracy[rows] = hits.sum(axis=1) / truth.sum(axis=1)
+    ends = ((1 - level) / 2, (1 + level) / 2)
+    (low, high), (worst, best) = np.quantile(iou, ends), np.quantile(accuracy, ends)
+    return Interval((float(low), float(high)), (float(worst), float(best)))
