@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Compiled once at installation; without byte code every stage would pay seconds for its imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup repro test test-all lint format ui lock clean
+.PHONY: help setup crf repro test test-all lint format ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show what there is
@@ -24,6 +24,9 @@ $(READY): requirements.lock bootstrap.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
+
+crf: $(READY) ## Build the dense CRF of profile paper's VOC (pydensecrf2; wants a C++ compiler and Python's headers)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r crf.lock
 
 repro: $(READY) ## Regenerate every table of the profile in params.yaml
 	snakemake --cores $(CORES)
@@ -49,8 +52,9 @@ format: $(READY) ## Put the code into the house's style
 ui: $(READY) ## Open the runs in MLflow, on http://127.0.0.1:5000
 	python -m pipeline.tracking ui
 
-lock: $(READY) ## Renew requirements.lock and bootstrap.lock
+lock: $(READY) ## Renew the three lock files
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade --extra dev pyproject.toml -o requirements.lock
+	echo pydensecrf2 | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade -c requirements.lock - -o crf.lock
 	echo uv | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade - -o bootstrap.lock
 
 clean: ## Remove what can be made again: everything but the archives, the DVC cache and the MLflow runs

@@ -6,7 +6,8 @@ One pass over the images answers every protocol that the tables ask of this mode
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,23 @@ from pipeline.pictures import GAP, colour
 from pipeline.stage import main
 from pipeline.tracking import track
 from pipeline.trained import Trained
-from refinenet.data import RGB, Array, Sample, Split
+from refinenet.data import RGB, Array, Integers, Sample, Split
 from refinenet.files import UserError, whole_file, whole_folder
-from refinenet.metrics import Counts, confusion, most_frequent, scores
+from refinenet.metrics import Confusion, Counts, Rule, alternatives, bootstrap, most_frequent, scores
+
+# The official tools' rules, where they are not the paper's; their scores stand beside it.
+OFFICIAL: Mapping[str, Rule] = {"cityscapes": "cityscapes", "ade20k": "ade20k"}
+
+# Cityscapes' categories (cityscapesScripts, labels.py) of the classes that are scored.
+CATEGORIES: Mapping[str, Sequence[str]] = {
+    "flat": ("road", "sidewalk"),
+    "construction": ("building", "wall", "fence"),
+    "object": ("pole", "traffic light", "traffic sign"),
+    "nature": ("vegetation", "terrain"),
+    "sky": ("sky",),
+    "human": ("person", "rider"),
+    "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+}
 
 
 def triptych(sample: Sample, prediction: Array, palette: Sequence[RGB]) -> Image.Image:
@@ -32,15 +47,35 @@ def triptych(sample: Sample, prediction: Array, palette: Sequence[RGB]) -> Image
     return Image.fromarray(np.concatenate(parts, axis=1))
 
 
-def summary(classes: Sequence[str], counts: Counts) -> dict[str, Any]:
-    """The scores of one protocol as they stand in the metrics file: fractions, None for classes not in the truth."""
+def summary(data: str, classes: Sequence[str], counts: Counts, per_image: Counts, seed: int) -> dict[str, Any]:
+    """The scores of one protocol as they stand in the metrics file: fractions, None for classes not in the truth.
+
+    `interval`: 95 %, over images drawn anew (`refinenet.metrics.bootstrap`). `alternatives`: what the official tool of
+    Cityscapes or ADE20K says, by its rule; the category IoU of Cityscapes beside it.
+    """
     result = scores(counts)
-    return {
+    interval = bootstrap(per_image, seed=seed)
+    told: dict[str, Any] = {
         "pixel_accuracy": result.pixel_accuracy,
         "mean_accuracy": result.mean_accuracy,
         "mean_iou": result.mean_iou,
         "iou": dict(zip(classes, result.iou, strict=True)),
+        "interval": {"mean_iou": interval.mean_iou, "pixel_accuracy": interval.pixel_accuracy},
     }
+    if data in OFFICIAL:
+        groups = None
+        if data == "cityscapes":
+            groups = {category: [classes.index(name) for name in names] for category, names in CATEGORIES.items()}
+        told["alternatives"] = alternatives(counts, OFFICIAL[data], groups)
+    return told
+
+
+def batches(sizes: Integers, most: int) -> list[list[int]]:
+    """The images of each size, height and width of N x 2, in batches of at most `most`; the first image comes first."""
+    of_size: dict[tuple[int, ...], list[int]] = {}
+    for index, size in enumerate(sizes.tolist()):
+        of_size.setdefault(tuple(size), []).append(index)
+    return [same[i : i + most] for same in of_size.values() for i in range(0, len(same), most)]
 
 
 def run(name: str) -> None:
@@ -54,7 +89,9 @@ def run(name: str) -> None:
     trained = Trained(name, choice, classes)
     config = trained.model.config
 
-    totals = {protocol: np.zeros((len(classes), len(classes) + 1), np.int64) for protocol in choice.protocols}
+    from refinenet.inference import upload
+
+    totals = {protocol: Confusion(len(classes), trained.device) for protocol in choice.protocols}
     shown = {round(i * (len(split) - 1) / max(choice.pictures - 1, 1)) for i in range(choice.pictures)}
     last = list(choice.protocols)[-1]
     pictures = []
@@ -63,24 +100,39 @@ def run(name: str) -> None:
         "images": len(split),
         **{f"scales.{k}": p.scales for k, p in choice.protocols.items()},
     }
-    with track("evaluate", name, choice.data, params, {"evaluation data": data}, weights=trained.path) as log:
-        for index, sample in enumerate(progress.bar(f"evaluate {name}", "image", split)):
-            if sample.label is None:
-                raise UserError(f"{split.path}: {sample.name} has no label to score against")
-            labels = trained(sample.image, choice.protocols)
-            for protocol, label in labels.items():
-                totals[protocol] += confusion(sample.label, label, len(classes))
-            if index in shown:
-                pictures.append((sample.name, triptych(sample, labels[last], palette)))
+    with (
+        track("evaluate", name, choice.data, params, {"evaluation data": data}, weights=trained.path) as log,
+        progress.bar(f"evaluate {name}", "image", total=len(split)) as bar,
+    ):
+        begin = time.perf_counter()
+        for batch in batches(split.sizes(), choice.batch):
+            samples = [split[index] for index in batch]
+            for sample in samples:
+                if sample.label is None:
+                    raise UserError(f"{split.path}: {sample.name} has no label to score against")
+            answers = trained.many([sample.image for sample in samples], choice.protocols)
+            for index, sample, labels in zip(batch, samples, answers, strict=True):
+                assert sample.label is not None
+                truth = upload(sample.label, trained.device)
+                for protocol, label in labels.items():
+                    totals[protocol].add(truth, label)
+                if index in shown:
+                    pictures.append((sample.name, triptych(sample, labels[last].cpu().numpy(), palette)))
+            bar.update(len(batch))
 
         results: dict[str, Any] = {}
+        counts = {protocol: total.counts() for protocol, total in totals.items()}
+        log.scores({"images_per_second": len(split) / (time.perf_counter() - begin), **memory(trained)})
         for protocol, how in choice.protocols.items():
-            results[protocol] = {**asdict(how), **summary(classes, totals[protocol])}
-            log.scores(
-                {f"{protocol}/{k}": results[protocol][k] for k in ("pixel_accuracy", "mean_accuracy", "mean_iou")}
-            )
-            log.scores({f"{protocol}/iou/{k}": v for k, v in results[protocol]["iou"].items()})
-        winner, baseline = most_frequent(totals[last])
+            per_image = totals[protocol].per_image()
+            told = summary(choice.data, classes, counts[protocol], per_image, choice.seed)
+            results[protocol] = {**asdict(how), **told}
+            log.scores({f"{protocol}/{k}": told[k] for k in ("pixel_accuracy", "mean_accuracy", "mean_iou")})
+            low, high = told["interval"]["mean_iou"]
+            log.scores({f"{protocol}/mean_iou_low": low, f"{protocol}/mean_iou_high": high})
+            log.scores({f"{protocol}/official/{k}": v for k, v in told.get("alternatives", {}).items()})
+            log.scores({f"{protocol}/iou/{k}": v for k, v in told["iou"].items()})
+        winner, baseline = most_frequent(counts[last])
         metrics = {
             "experiment": name,
             "dataset": choice.data,
@@ -106,12 +158,19 @@ def run(name: str) -> None:
             for image_name, picture in pictures:
                 picture.save(folder / f"{image_name.replace('/', '_')}.png", optimize=True)
             # Plain .npy files: an .npz carries the time it was written at.
-            for protocol, counts in totals.items():
-                np.save(folder / f"confusion-{protocol}.npy", counts)
+            for protocol, table in counts.items():
+                np.save(folder / f"confusion-{protocol}.npy", table)
         with whole_file(Path("metrics") / choice.data / f"{name}.json") as part:
             part.write_text(json.dumps(metrics, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
         for file in sorted(target.glob("*.png")):
             log.artifact(file, "predictions")
+
+
+def memory(trained: Trained) -> dict[str, float]:
+    """The most bytes that tensors took on the GPU; nothing on a CPU."""
+    import torch
+
+    return {"memory_bytes": torch.cuda.max_memory_allocated(trained.device)} if trained.device.type == "cuda" else {}
 
 
 if __name__ == "__main__":

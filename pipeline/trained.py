@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.settings import Evaluate
+from pipeline.schema import Evaluate
 from refinenet.config import Protocol, Resizing
 from refinenet.data import Array
 from refinenet.files import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Trained:
     """The model of the experiment `name`, on the device of its settings `choice`, for images of `classes`.
 
     Making one sets up the process: seeds, threads, deterministic kernels. UserError where there is no such model, or
-    where it was trained on other classes. `void=False`: a void output never wins, every pixel gets a class.
+    where it was trained on other classes. `void=False`: a void output never wins, every pixel gets a class. `model` is
+    the network as it was loaded, on `device`.
     """
 
     def __init__(self, name: str, choice: Evaluate, classes: tuple[str, ...], void: bool = True) -> None:
@@ -26,11 +31,12 @@ class Trained:
         import torch
 
         from refinenet.device import choose_device, reproducible
+        from refinenet.inference import prepared
         from refinenet.network import load
 
-        device = choose_device(choice.device)
+        self.device = choose_device(choice.device)
         reproducible(choice.seed, choice.threads)
-        self.model, about = load(self.path, device)
+        self.model, about = load(self.path, self.device)
         if tuple(about["classes"]) != classes:
             raise UserError(
                 f"{self.path}: trained on {about['dataset']}, expected the {len(classes)} classes of {choice.data}"
@@ -39,11 +45,24 @@ class Trained:
             bias = self.model.classifier.bias
             assert bias is not None
             bias.data[-1] = -torch.inf
+        self._net = prepared(
+            self.model,
+            fast=choice.fast,
+            channels_last=choice.channels_last,
+            compiled=choice.compiled,
+            precision=choice.precision,
+        )
         self._resizing = Resizing(choice.input_scale, choice.short_edge)
-        self._average = choice.average
+        self._choice = choice
 
     def __call__(self, image: Array, protocols: Mapping[str, Protocol]) -> dict[str, Array]:
         """H x W x 3 uint8 -> for each protocol H x W uint8: class index, or their number where a void output wins."""
-        from refinenet.inference import predict
+        (labels,) = self.many([image], protocols)
+        return {name: label.cpu().numpy() for name, label in labels.items()}
 
-        return predict(self.model, image, protocols, self._resizing, self._average)
+    def many(self, images: Sequence[Array], protocols: Mapping[str, Protocol]) -> list[dict[str, Tensor]]:
+        """The same for each of `images`, left on `device`; those of one size go through the network together."""
+        from refinenet.inference import predict_many
+
+        how = self._choice
+        return predict_many(self._net, images, protocols, self._resizing, how.average, how.precision, how.tile)
