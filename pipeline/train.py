@@ -1,8 +1,10 @@
 """Stage `train`: one experiment -> models/<experiment>.safetensors and curves/<experiment>.csv.
 
-Killed at any moment and started again it goes on from checkpoints/<experiment>/ and ends in the same bytes.
-An experiment whose finished weights the profile names (`models`) is not trained: they are converted, and the curve has
-no points.
+A pretraining ends in weights/<pretraining>.safetensors instead, where experiments start. Killed at any moment and
+started again it goes on from checkpoints/<experiment>/ and ends in the same bytes; a SIGTERM ends it with exit code 75
+after a last checkpoint. On several GPUs:
+`torchrun --nproc-per-node 2 -m pipeline.train EXPERIMENT`. An experiment whose finished weights the profile names
+(`models`) is not trained: they are converted, and the curve has no points.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import csv
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,65 +21,90 @@ from typing import TYPE_CHECKING
 
 from pipeline import progress, settings
 from pipeline.files import dvc_md5
-from pipeline.stage import main
+from pipeline.machine import device_load
+from pipeline.schema import Phase, Source, Train
+from pipeline.stage import Terminated, main, terminated
 from pipeline.tracking import track
 from refinenet.data import Split
 from refinenet.files import UserError, whole_file
+from refinenet.joined import Joined
 
 if TYPE_CHECKING:
     from refinenet.training import Point
 
 
 def run(name: str) -> None:
-    """Train the experiment `name` as settings.json says."""
+    """Train the experiment or pretraining `name` as settings.json says."""
     choice = settings.load("train", name)
+    start = Path("weights") / f"{choice.start}.safetensors"
     if choice.source is not None:
         bring_in(name, choice, choice.source)
         return
-    data = Path("data") / choice.data
-    start = Path("weights") / f"{choice.network['backbone']}.safetensors"
-    split = Split(data / "train.arrow")
-    if not start.is_file():
-        raise UserError(f"{start}: no such file; `weights {choice.network['backbone']}` makes it")
-    schema = split.schema
+    if choice.target == "weights" and not choice.phases:
+        pass_on(name, start)
+        return
+    wanted = choice.phases or (Phase(((choice.data, "train"),), choice.recipe.steps),)
+    parts = {(data, split): Split(Path("data") / data / f"{split}.arrow") for p in wanted for data, split in p.parts}
+    schema = Split(Path("data") / choice.data / "train.arrow").schema
+    Joined([Split(Path("data") / choice.data / "train.arrow"), *parts.values()])  # complains of other classes
 
     import torch
 
-    from pipeline.start import load_start
+    from pipeline.start import begin
     from refinenet import training
     from refinenet.device import choose_device, reproducible
+    from refinenet.distributed import processes
     from refinenet.network import RefineNet, save
+    from refinenet.step import step_bytes
 
     device = choose_device(choice.device)
     reproducible(choice.seed, choice.threads)
     model = RefineNet(len(schema.classes), **choice.network)
-    model.load_backbone(load_start(start, model), str(start))
-    model.initialise(choice.recipe.initial, torch.Generator().manual_seed(choice.seed))
+    begin(start, model, choice.recipe.initial, choice.seed)
     model.to(device)
+    phases = [training.Phase(Joined([parts[part] for part in p.parts]), p.steps, p.lr) for p in wanted]
+    steps = sum(phase.steps for phase in phases)
 
-    # Of all that the result depends on: a checkpoint of anything else is no place to go on from.
-    digests = {str(path): dvc_md5(path) for path in (data, start)}
+    used = sorted({data for data, _ in parts})
+    inputs = {"training data" if len(used) == 1 else f"training data, {data}": Path("data") / data for data in used}
+    inputs["initial weights"] = start
     versions = {"torch": torch.__version__, "device": choice.device}
-    told = json.dumps([asdict(choice), digests, versions], sort_keys=True)
-    fingerprint = hashlib.sha256(told.encode()).hexdigest()
-    checkpoints = Path("checkpoints") / name
-
     params = {**choice.network, **asdict(choice.recipe), "profile": choice.profile, "seed": choice.seed, **versions}
+    checkpoints = Path("checkpoints") / name
+    target = Path(choice.target) / f"{name}.safetensors"
     with (
-        track(
-            "train", name, choice.data, params, {"training data": data, "initial weights": start}, checkpoints
-        ) as log,
-        progress.bar(name, "step", total=choice.recipe.steps) as bar,
+        processes(device) as together,
+        track("train", name, choice.data, params, inputs, checkpoints) as log,
+        progress.bar(name, "image", total=steps * choice.recipe.batch, disable=not together.first) as bar,
     ):
+        # Of all that the result depends on: a checkpoint of anything else is no place to go on from.
+        digests = {str(path): dvc_md5(path) for path in inputs.values()} if together.first else {}
+        told = json.dumps([asdict(choice), digests, versions], sort_keys=True)
+        fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        if device.type == "cpu" and together.first:
+            log.scores({"activation_bytes": step_bytes(model, choice.recipe)})
+        before, at = 0, time.perf_counter()
 
         def on_step(done: training.Progress) -> None:
-            bar.update(done.step - bar.n)
-            if done.point is not None:
-                bar.set_postfix(loss=f"{done.point.loss:.3f}", refresh=False)
-                log.log(done.step, loss=done.point.loss, lr=done.point.lr)
+            nonlocal before, at
+            progress.reach(bar, done.step * choice.recipe.batch, choice.recipe.batch)
+            if done.point is None:
+                return
+            now = time.perf_counter()
+            values = {"loss": done.point.loss, "lr": done.point.lr}
+            if before:  # the first interval also has what is done once
+                values["images_per_second"] = (done.step - before) * choice.recipe.batch / (now - at)
+            values |= device_load(device)
+            before, at = done.step, now
+            bar.set_postfix(loss=f"{done.point.loss:.3f}", refresh=False)
+            log.log(done.step, **values)
 
-        curve = training.train(model, split, choice.recipe, choice.seed, checkpoints, fingerprint, on_step)
-        target = Path("models") / f"{name}.safetensors"
+        try:
+            curve = training.train(
+                model, phases, choice.recipe, choice.seed, checkpoints, fingerprint, on_step, terminated, together
+            )
+        except training.Stopped as stopped:
+            raise Terminated(f"after step {stopped.step}; the same command goes on from {stopped.path}") from None
         about = {
             "dataset": schema.dataset,
             "classes": schema.classes,
@@ -86,13 +114,25 @@ def run(name: str) -> None:
             "profile": choice.profile,
             "experiment": name,
         }
-        write_curve(name, curve)
-        save(model, target, about, getattr(torch, choice.dtype))
-        log.wrote(target)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+        if together.first:
+            write_curve(name, curve)
+            save(model, target, about, getattr(torch, choice.dtype))
+            log.wrote(target)
+    if together.first:
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def bring_in(name: str, choice: settings.Train, source: settings.Source) -> None:
+def pass_on(name: str, start: Path) -> None:
+    """A pretraining that the profile has no phases for trains nothing: who starts from it starts from its start."""
+    if not start.is_file():
+        raise UserError(f"{start}: no such file; `python -m pipeline.weights {start.stem}` makes it")
+    write_curve(name, [])
+    with whole_file(Path("weights") / f"{name}.safetensors") as part:
+        shutil.copyfile(start, part)
+    print(f"{name}: no phases in the profile, {start} is passed on")
+
+
+def bring_in(name: str, choice: Train, source: Source) -> None:
     """Convert the finished weights of the experiment `name`. All but the backbone of its network is as in the file."""
     data, wanted = Path("data") / choice.data, choice.network["backbone"]
     classes = Split(data / "train.arrow").schema.classes
@@ -127,4 +167,4 @@ def write_curve(name: str, points: Iterable[Point]) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__, "EXPERIMENT")
+    main(run, __doc__, "EXPERIMENT", graceful=True)

@@ -6,6 +6,7 @@ My_net_util.m).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from difflib import get_close_matches
 from typing import Any
 
@@ -172,7 +173,11 @@ class TimmBackbone(nn.Module):
         # Spelt out for exported graphs of any size: 32 times a whole number, and divisions of positive numbers only,
         # since ONNX rounds negative ones towards zero.
         across, down = 32 * ((width + 31) // 32), 32 * ((height + 31) // 32)
-        maps: Any = self.net(F.pad(x, (0, across - width, 0, down - height)))
+        # On a CPU the gradient of a strided depthwise convolution is 3 to 33 times slower in bfloat16 than in float32
+        # (channels last, benchmarks/learning.md): the backbone stays in float32 there.
+        precise = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        with torch.autocast("cpu", enabled=False) if precise else nullcontext():
+            maps: Any = self.net(F.pad(x.float() if precise else x, (0, across - width, 0, down - height)))
         four = []
         for index, reduction in zip(self.taken, (4, 8, 16, 32), strict=True):
             found = maps[index].permute(0, 3, 1, 2) if self.channels_last else maps[index]

@@ -2,17 +2,93 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import torch
 
 from refinenet.files import UserError
 
+# Open for as long as the process lives: with the file its lock goes, however the process ends.
+_held: dict[str, int] = {}
+
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; UserError where this machine has none."""
+    """The device called `name`; UserError where this machine has none.
+
+    "cuda" is any GPU: under torchrun that of LOCAL_RANK; else one that no other stage on this machine has chosen, the
+    one with the most free memory first. Where all are chosen it is shared: the one with the most free memory.
+    """
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device is {name}, but PyTorch finds no GPU here; a profile with `device: cpu` needs none")
-    return device
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if not torch.cuda.is_available() or count <= (device.index or 0):
+        found = f"{count} GPU{'s' * (count != 1)}" if torch.cuda.is_available() else "no GPU"
+        raise UserError(f"device is {name}, but PyTorch finds {found} here; a profile with `device: cpu` needs none")
+    if device.index is not None:
+        return device
+    if "LOCAL_RANK" in os.environ:
+        rank = int(os.environ["LOCAL_RANK"])
+        if rank >= count:
+            raise UserError(f"LOCAL_RANK is {rank}, but PyTorch finds {count} GPUs here; start as many processes")
+        return torch.device("cuda", rank)
+    names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
+    free = _free_memory()
+    locks = Path(tempfile.gettempdir())
+    taken = pick(
+        [free.get(name, 0) for name in names], lambda index: hold(locks / f"refinenet-gpu-{names[index]}.lock")
+    )
+    return torch.device("cuda", taken)
+
+
+def pick(free: Sequence[int], take: Callable[[int], bool]) -> int:
+    """The index of the GPU to use. `free`: bytes of each; `take(index)` locks one and says whether that went well.
+
+    The first that could be locked, most free bytes first; if none could, the one with the most.
+    """
+    order = sorted(range(len(free)), key=lambda index: -free[index])
+    return next((index for index in order if take(index)), order[0])
+
+
+def hold(path: Path) -> bool:
+    """Lock the file `path` for the rest of this process; False where another process has it."""
+    import fcntl  # not on Windows, where no stage gets here without a GPU
+
+    if str(path) in _held:
+        return True
+    try:
+        try:
+            # Another user's file in a shared folder may be opened, but not with the flag that would create it.
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT, 0o644)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return False
+    _held[str(path)] = file
+    return True
+
+
+def _free_memory() -> dict[str, int]:
+    """UUID of each GPU -> its free bytes; empty where the driver's tool is missing.
+
+    PyTorch knows it too, but asking it claims some hundred megabytes on every GPU asked about.
+    """
+    query = ["nvidia-smi", "--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+        rows = [line.split(",") for line in told.splitlines()]
+        return {row[0].strip().removeprefix("GPU-"): int(row[1]) << 20 for row in rows}
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return {}
 
 
 def reproducible(seed: int, threads: int) -> None:
@@ -22,5 +98,7 @@ def reproducible(seed: int, threads: int) -> None:
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
-    # On a GPU the backward pass of interpolation has no deterministic kernel: a warning there, not an error.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # With deterministic algorithms PyTorch also writes NaN over memory that it hands out. Nothing here reads that.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - no attribute a checker knows

@@ -1,28 +1,30 @@
-"""Training with the authors' recipe: optimiser, schedule, step, checkpoint and exact resume (paper, section 4).
+"""Training with the authors' recipe: phases, steps, the curve, exact resume (paper, section 4).
 
-Everything random in a step is drawn from (seed, step), so the state of a training is its weights, its momentum and
-the number of steps done. A run that is killed and started again ends in the same bytes.
+Everything random in a step is drawn from (seed, step), so the state of a training is its weights, its momentum, the
+number of steps done and the losses since the last line of the curve. A run that is killed and started again ends in
+the same bytes. In a step the host never waits for the device: it reads the losses every `log_every` steps.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from refinenet.augment import Crops, assemble
+from refinenet import checkpoints as stored
+from refinenet.augment import Batch
 from refinenet.config import Recipe
-from refinenet.data import IGNORE_INDEX, Split
-from refinenet.files import UserError, whole_file
+from refinenet.crops import Crops, Samples
+from refinenet.distributed import Processes
+from refinenet.files import UserError
+from refinenet.loader import Loader
 from refinenet.network import RefineNet
+from refinenet.step import make_optimiser, prepared, rate, summed
 
 
 @dataclass
@@ -42,134 +44,241 @@ class Progress:
     point: Point | None
 
 
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of a training: `steps` steps on `images`, from the rate `lr` (None: the recipe's) with no momentum.
+
+    The schedule is the recipe's over this phase's own steps.
+    """
+
+    images: Samples
+    steps: int
+    lr: float | None = None
+
+
+class Stopped(Exception):  # noqa: N818 - no error, it goes on later
+    """The training was asked to stop. It did after `step` steps, and goes on from the checkpoint `path`."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        super().__init__(f"stopped after step {step}; goes on from {path}")
+        self.step, self.path = step, path
+
+
 @dataclass
 class _State:
     step: int = 0
     curve: list[Point] = field(default_factory=list)
-
-
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Softmax log loss at the scores' resolution (authors' cnn_layer_dense_softmaxloss).
-
-    logits: N x classes x h x w. labels: N x H x W uint8, resized to h x w by nearest neighbour. Mean over the pixels
-    that are not void; 0 where all are.
-    """
-    truth = F.interpolate(labels[:, None], size=logits.shape[2:], mode="nearest-exact")[:, 0].long()
-    # Flattened, because the two-dimensional loss has no deterministic kernel on a GPU.
-    flat = logits.permute(0, 2, 3, 1).flatten(0, 2)
-    total = F.cross_entropy(flat.float(), truth.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (truth != IGNORE_INDEX).sum().clamp_min(1)
-
-
-def rate(recipe: Recipe, step: int) -> float:
-    """Learning rate of the new layers in step `step`, counted from 0."""
-    lr = recipe.lr
-    if step < recipe.warmup:
-        lr *= (step + 1) / recipe.warmup
-    if recipe.schedule == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-    return lr * 0.1 if step >= recipe.drop_at * recipe.steps else lr
+    # Of each step since the last point: loss and norm of the gradient, on the device.
+    pending: list[Tensor] = field(default_factory=list)
+    # Of the optimiser, as a checkpoint had it, and the phase it belongs to.
+    optimiser: dict[str, Any] | None = None
+    phase: int = 0
 
 
 def train(
     model: RefineNet,
-    split: Split,
+    images: Samples | Sequence[Phase],
     recipe: Recipe,
     seed: int,
     checkpoints: Path,
     fingerprint: str,
     on_step: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+    processes: Processes | None = None,
 ) -> list[Point]:
-    """Train `model` in place and return the curve.
+    """Train `model` in place and return the curve; on `images` for the recipe's steps, or phase by phase.
 
     Checkpoints go to the folder `checkpoints`; the newest whole one with the same `fingerprint` (a digest of all that
-    the result depends on) is where training starts. The caller removes the folder once the result is safe.
+    the result depends on) is where training starts. The caller removes the folder once the result is safe. `stop` is
+    asked after each step. Of several `processes` each computes its share of every batch; the first one writes.
 
-    Raises UserError where the loss is no longer finite; it names the step and its images.
+    Raises Stopped where `stop` said so, and UserError where a loss or a gradient is no longer finite; it names the
+    step and its images.
     """
-    device = next(model.parameters()).device
-    backbone = model.backbone_parameters()
-    known = {id(p) for p in backbone}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in known], "factor": 1.0},
-        {"params": backbone, "factor": recipe.backbone_lr},
-    ]
-    optimiser = torch.optim.SGD(
-        groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
-    )
-    state = _resume(checkpoints, fingerprint, model, optimiser)
-    crops = Crops(split, recipe.crop, recipe.scales, recipe.flip, recipe.balanced, seed, recipe.short_edge)
+    phases = images if isinstance(images, Sequence) else [Phase(images, recipe.steps)]
+    processes = processes or Processes()
+    if recipe.batch < processes.world:
+        raise UserError(
+            f"train.batch is {recipe.batch} and there are {processes.world} processes, expected an image for each"
+        )
     model.train()
-    pending: list[tuple[tuple[str, ...], Tensor]] = []
-    saved = state.step
-    for step in range(state.step, recipe.steps):
-        # Dropout too must not depend on what this process did before.
-        torch.manual_seed(seed * 1_000_003 + step)
-        lr = rate(recipe, step)
-        for group in optimiser.param_groups:
-            group["lr"] = lr * group["factor"]
-        batch = assemble(crops.draw(step, recipe.batch), recipe.crop, recipe.input_scale, device)
-        loss = loss_of(model(batch.images), batch.labels)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip, foreach=True)
-        optimiser.step()
-        state.step = step + 1
-        pending.append((batch.names, loss.detach()))
-        point = None
-        if state.step % recipe.log_every == 0 or state.step == recipe.steps:
-            # The only place where the host waits for the device.
-            point = Point(state.step, _mean_loss(pending, state.step, checkpoints), lr)
-            state.curve.append(point)
-            pending.clear()
-        # Only where the curve is complete, so that a checkpoint has no half-filled interval to carry along.
-        if point is not None and (state.step - saved >= recipe.checkpoint_every or state.step == recipe.steps):
-            _save(checkpoints, fingerprint, state, model, optimiser)
-            saved = state.step
-        on_step(Progress(state.step, point))
+    with prepared(model, recipe, processes) as network, stored.Store(checkpoints) as store:
+        run = _Run(model, network, recipe, seed, store, fingerprint, processes)
+        run.resume()
+        begin = 0
+        for number, phase in enumerate(phases):
+            if run.state.step < begin + phase.steps:
+                run.phase(number, begin, phase, on_step, stop, last=number == len(phases) - 1)
+            begin += phase.steps
+        run.processes.wait()
     model.eval()
-    return state.curve
+    return run.state.curve
 
 
-def _mean_loss(pending: list[tuple[tuple[str, ...], Tensor]], step: int, checkpoints: Path) -> float:
-    losses = torch.stack([loss for _, loss in pending]).double().cpu()
-    for index, value in enumerate(losses.tolist()):
-        if not math.isfinite(value):
-            last = max(checkpoints.glob("step-*.pt"), default=None)
-            raise UserError(
-                f"loss is {value} in step {step - len(pending) + index + 1} on {', '.join(pending[index][0])}; "
-                f"last good checkpoint: {last or 'none'}"
-            )
-    return float(losses.mean())
+@dataclass
+class _Run:
+    model: RefineNet
+    network: Callable[[Tensor], Tensor]
+    recipe: Recipe
+    seed: int
+    store: stored.Store
+    fingerprint: str
+    processes: Processes
+    state: _State = field(default_factory=_State)
+    optimiser: torch.optim.Optimizer | None = None
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
+        self.saved = 0
+
+    def phase(
+        self,
+        number: int,
+        begin: int,
+        phase: Phase,
+        on_step: Callable[[Progress], None],
+        stop: Callable[[], bool],
+        last: bool,
+    ) -> None:
+        """The steps of a phase that are still to do."""
+        recipe, state = self.recipe, self.state
+        own = replace(recipe, steps=phase.steps, lr=phase.lr or recipe.lr)
+        self.optimiser = make_optimiser(self.model, recipe)
+        if state.optimiser is not None and state.phase == number:
+            self.optimiser.load_state_dict(state.optimiser)
+        state.phase, state.optimiser = number, None
+        crops = Crops(
+            phase.images,
+            recipe.crop,
+            recipe.scales,
+            recipe.flip,
+            recipe.balanced,
+            self.seed,
+            recipe.short_edge,
+            recipe.epochs,
+            recipe.square,
+        )
+        end = begin + phase.steps
+        with Loader(
+            crops,
+            recipe.batch,
+            recipe.crop,
+            recipe.input_scale,
+            self.device,
+            self.processes.rank,
+            self.processes.world,
+            state.step,
+            end,
+        ) as loader:
+            for batch in loader:
+                lr = rate(own, state.step - begin)
+                state.pending.append(self._step(batch, lr))
+                state.step += 1
+                point = None
+                if state.step % recipe.log_every == 0 or state.step == end:
+                    # The only place where the host waits for the device.
+                    point = Point(state.step, float(self._checked(crops)[:, 0].double().mean()), lr)
+                    state.curve.append(point)
+                    state.pending.clear()
+                done = last and state.step == end
+                if state.step - self.saved >= recipe.checkpoint_every or done:
+                    self.save(crops)
+                on_step(Progress(state.step, point))
+                if self.processes.any(stop()) and not done:
+                    path = self.save(crops)
+                    self.store.wait()
+                    self.processes.wait()
+                    raise Stopped(state.step, path)
+
+    def _step(self, batch: Batch, lr: float) -> Tensor:
+        """One step; its loss and the norm of its gradient, which are on their way on the device."""
+        assert self.optimiser is not None
+        # Dropout too must not depend on what this process did before; processes draw masks of their own.
+        torch.manual_seed(self.seed * 1_000_003 + self.state.step + (self.processes.rank << 40))
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr * group["factor"]
+        total, count = summed(self.network(batch.images), batch.labels)
+        loss = total / self.processes.total(count).clamp_min(1)
+        self.optimiser.zero_grad(set_to_none=True)
+        # Times the processes, over which gradients are averaged.
+        (loss * self.processes.world if self.processes.world > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.recipe.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.clip, norm)
+        self.optimiser.step()
+        return torch.stack((loss.detach(), norm))
+
+    def _pending(self) -> Tensor:
+        """Loss (over all processes) and gradient norm of each step since the last point, N x 2, on the host."""
+        if not self.state.pending:
+            return torch.zeros(0, 2)
+        both = torch.stack([entry.to(self.device) for entry in self.state.pending])
+        return torch.stack((self.processes.total(both[:, 0].contiguous()), both[:, 1]), 1).cpu()
+
+    def _checked(self, crops: Crops) -> Tensor:
+        """The same; UserError where it is not finite."""
+        pending = self._pending()
+        for index, row in enumerate(pending.tolist()):
+            for what, value in zip(("loss", "gradient"), row, strict=True):
+                if not math.isfinite(value):
+                    step = self.state.step - len(pending) + index
+                    names = ", ".join(window.name for window in crops.draw(step, self.recipe.batch))
+                    raise UserError(
+                        f"{what} is {value} in step {step + 1} on {names}; "
+                        f"last good checkpoint: {self.store.last() or 'none'}"
+                    )
+        return pending
+
+    def save(self, crops: Crops) -> Path:
+        """Begin to write a checkpoint; the first process does. Never one that has gone wrong: UserError as above."""
+        state, path = self.state, self.store.path(self.state.step)
+        pending = self._checked(crops)
+        self.saved = state.step
+        if not self.processes.first:
+            return path
+
+        def content() -> dict[str, Any]:
+            assert self.optimiser is not None
+            return {
+                "fingerprint": self.fingerprint,
+                "step": state.step,
+                "phase": state.phase,
+                "curve": [(p.step, p.loss, p.lr) for p in state.curve],
+                "pending": pending,
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "random": _random_states(self.device),
+            }
+
+        return self.store.save(state.step, content)
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint of this training, if there is one: the first process says which."""
+        found = stored.newest(self.store.folder, self.fingerprint) if self.processes.first else None
+        step = int(self.processes.total(torch.tensor(found[1]["step"] if found else 0)))
+        if self.processes.world > 1:
+            # PyTorch settles in the first backward pass in which order it sums gradients over processes. That is one
+            # of its own, so that steps before and after a resume do not differ in it.
+            side = round(self.recipe.crop * self.recipe.input_scale)
+            (self.network(torch.zeros(1, 3, side, side, device=self.device)).sum() * 0).backward()  # type: ignore[no-untyped-call]
+        if not step:
+            return
+        content = found[1] if found else stored.read(self.store.path(step))
+        self.model.load_state_dict(content["model"])
+        for state, restore in zip(content["random"], _restorers(self.device), strict=False):
+            restore(state)
+        # The losses are sums over the processes already: the first has them.
+        pending = content["pending"] * torch.tensor([float(self.processes.first), 1.0])
+        curve = [Point(*row) for row in content["curve"]]
+        self.state = _State(step, curve, list(pending), content["optimiser"], content["phase"])
+        self.saved = step
 
 
-def _save(folder: Path, fingerprint: str, state: _State, model: RefineNet, optimiser: torch.optim.Optimizer) -> None:
-    content = {
-        "fingerprint": fingerprint,
-        "step": state.step,
-        "curve": [(p.step, p.loss, p.lr) for p in state.curve],
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-    }
-    with whole_file(folder / f"step-{state.step:09d}.pt") as part:
-        torch.save(content, part)
-    for old in sorted(folder.glob("step-*.pt"))[:-2]:
-        old.unlink()
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Of every generator that a step could use. Each step seeds them anew; they are kept so that nothing is missed."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
 
 
-def _resume(folder: Path, fingerprint: str, model: RefineNet, optimiser: torch.optim.Optimizer) -> _State:
-    for path in sorted(folder.glob("step-*.pt"), reverse=True):
-        try:
-            content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-            print(f"{path}: broken checkpoint, taking the one before ({error})", file=sys.stderr)
-            continue
-        if content["fingerprint"] != fingerprint:
-            # Of other settings, data or initial weights.
-            path.unlink()
-            continue
-        model.load_state_dict(content["model"])
-        optimiser.load_state_dict(content["optimiser"])
-        return _State(content["step"], [Point(*row) for row in content["curve"]])
-    return _State()
+def _restorers(device: torch.device) -> list[Callable[[Tensor], None]]:
+    return [torch.set_rng_state, lambda state: torch.cuda.set_rng_state(state, device)][: 1 + (device.type == "cuda")]

@@ -1,99 +1,135 @@
-"""Training: the same bytes however often it is interrupted, the schedule, the loss, the crops."""
+"""Training: equal to the plain loop, the schedule, the loss, precision, memory, what is not finite."""
 
 from __future__ import annotations
 
+import shutil
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from toy_training import RECIPE, model, run, weights, write
 
-from refinenet import RefineNet
-from refinenet.augment import Crops, assemble
+from refinenet import RefineNet, training
+from refinenet.augment import assemble
 from refinenet.config import Recipe
-from refinenet.data import Schema, Split, write_split
-from refinenet.device import reproducible
+from refinenet.crops import Crops
+from refinenet.data import Split
 from refinenet.files import UserError
-from refinenet.training import Progress, loss_of, rate, train
-
-CPU = torch.device("cpu")
-RECIPE = Recipe(
-    steps=9, batch=2, crop=40, input_scale=1.0, lr=0.01, initial="scaled", log_every=2, checkpoint_every=3, clip=1.0
-)
+from refinenet.joined import Joined
+from refinenet.loader import Loader
+from refinenet.memory import activation_bytes
+from refinenet.step import loss_of, prepared, rate, step_bytes
+from refinenet.training import Phase, train
 
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
-    path = tmp_path_factory.mktemp("split") / "train.arrow"
-    rng = np.random.default_rng(0)
-    with write_split(path, Schema("toy", "train", ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))) as writer:
-        for i in range(6):
-            size = (48 + i, 60 - i)
-            label = rng.integers(0, 3 if i else 2, size, dtype=np.uint8)
-            label[:3] = 255
-            writer.add(f"image{i}", rng.integers(0, 256, (*size, 3), dtype=np.uint8), label)
-    return Split(path)
+    return write(tmp_path_factory.mktemp("split") / "image.arrow")
 
 
-def model() -> RefineNet:
-    net = RefineNet(3, backbone="resnet50", stem=2, width=4, dropout=0.5)
-    net.initialise("scaled", torch.Generator().manual_seed(0))
-    return net
+def plain(split: Split, recipe: Recipe) -> tuple[bytes, list[float]]:
+    """The same training without any of the engine: weights, and the loss of each step."""
+    net = model().train()
+    backbone = net.backbone_parameters()
+    new = [p for p in net.parameters() if all(p is not q for q in backbone)]
+    optimiser = torch.optim.SGD(
+        [{"params": new}, {"params": backbone}], 1.0, recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
+    )
+    crops = Crops(
+        split, recipe.crop, recipe.scales, recipe.flip, recipe.balanced, 0, epochs=recipe.epochs, square=recipe.square
+    )
+    losses = []
+    for step in range(recipe.steps):
+        torch.manual_seed(step)
+        for group, factor in zip(optimiser.param_groups, (1, recipe.backbone_lr), strict=True):
+            group["lr"] = rate(recipe, step) * factor
+        batch = assemble(crops.draw(step, recipe.batch), recipe.crop, recipe.input_scale, torch.device("cpu"))
+        loss = loss_of(net(batch.images), batch.labels)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert recipe.clip is not None
+        torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip, foreach=True)
+        optimiser.step()
+        losses.append(loss.item())
+    return weights(net), losses
 
 
-def run(split: Split, folder: Path, stop_at: int | None = None, fingerprint: str = "f") -> tuple[bytes, list[float]]:
-    """Train; `stop_at` ends it as a kill would, after that step. Weights as bytes, and the losses of the curve."""
-    reproducible(0, 1)
-    torch.manual_seed(0)
-    net = model()
-
-    def on_step(progress: Progress) -> None:
-        if progress.step == stop_at:
-            raise KeyboardInterrupt
-
-    curve = train(net, split, RECIPE, 0, folder, fingerprint, on_step)
-    return b"".join(v.numpy().tobytes() for v in net.state_dict().values()), [p.loss for p in curve]
-
-
-def test_interrupted_anywhere_ends_in_the_same_bytes(split: Split, tmp_path: Path) -> None:
-    weights, curve = run(split, tmp_path / "whole")
-    assert len(curve) == 5
-    assert run(split, tmp_path / "again") == (weights, curve)
-    for stop in (1, 5, 8):
-        folder = tmp_path / str(stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(split, folder, stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(split, folder, stop + 1)
-        assert run(split, folder) == (weights, curve)
+def test_equals_the_plain_loop(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, but for the fused optimiser, which rounds once where the plain one does several times."""
+    recipe = replace(RECIPE, log_every=1, steps=5)
+    wanted, losses = plain(split, recipe)
+    _, curve = run(split, tmp_path / "fused", recipe)
+    assert [point.loss for point in curve] == pytest.approx(losses, rel=1e-6)
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *args, fused, **more: sgd(*args, **more, foreach=True))
+    found, curve = run(split, tmp_path / "foreach", recipe)
+    assert [point.loss for point in curve] == losses
+    assert found == wanted
 
 
-def test_broken_checkpoint_is_noticed(split: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = run(split, tmp_path / "whole")
-    folder = tmp_path / "broken"
-    with pytest.raises(KeyboardInterrupt):
-        run(split, folder, 8)
-    older, newest = sorted(folder.glob("*.pt"))
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    assert run(split, folder) == whole
-    assert f"{newest}: broken checkpoint" in capsys.readouterr().err
-    assert older.name == "step-000000004.pt"
-
-
-def test_checkpoint_of_something_else_is_not_taken(split: Split, tmp_path: Path) -> None:
-    whole = run(split, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(split, tmp_path, 8, fingerprint="other settings")
-    assert run(split, tmp_path) == whole
-
-
-def test_loss_that_is_not_finite_names_step_and_images(split: Split, tmp_path: Path) -> None:
-    net = model()
+def gradients(recipe: Recipe, dropout: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores of the network as the recipe computes it, its gradient, and the scores after a step."""
+    net = model(dropout)
+    images = torch.rand(2, 3, 40, 36, generator=torch.Generator().manual_seed(1)) * 255
+    labels = torch.randint(0, 3, (2, 40, 36), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    with prepared(net, recipe) as network:
+        torch.manual_seed(3)
+        net.train()
+        scores = network(images)
+        assert loss_of(scores, labels).dtype == torch.float32
+        loss_of(scores, labels).backward()  # type: ignore[no-untyped-call]
+        flat = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+        assert flat.dtype == torch.float32
+        net.eval()
+        with torch.no_grad():
+            network(images)
+            for p in net.parameters():
+                assert p.grad is not None
+                p -= 0.1 * p.grad
+            after = network(images)
     with torch.no_grad():
-        net.classifier.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"loss is nan in step 1 on image\d, image\d; last good checkpoint: none"):
-        train(net, split, RECIPE, 0, tmp_path, "f")
+        # What is computed from weights that the optimiser has changed is not what was folded or cached before.
+        torch.testing.assert_close(after.float(), net(images), **_CLOSE[recipe.precision])
+    return scores.detach(), flat, after
+
+
+_CLOSE: dict[str, Any] = {"float32": {"rtol": 1e-3, "atol": 1e-4}, "bfloat16": {"rtol": 0.1, "atol": 0.05}}
+
+
+def test_recomputing_changes_no_bit_and_saves_memory() -> None:
+    kept, again = gradients(RECIPE, 0.5), gradients(replace(RECIPE, recompute=True), 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    net, recipe = RefineNet(3, stem=2, width=16, coarse_width=16), replace(RECIPE, crop=96)
+    assert step_bytes(net, replace(recipe, recompute=True)) < 0.7 * step_bytes(net, recipe)
+
+
+def test_activation_bytes_are_those_of_the_maps() -> None:
+    """X is there already; of two sigmoids their result is kept, and a gradient or two are there meanwhile."""
+    x = torch.rand(1000, requires_grad=True)
+    assert 8_000 <= activation_bytes(lambda: x.sigmoid().sigmoid().sum()) <= 16_100
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"channels_last": True}])
+def test_faster_arithmetic_gives_nearly_the_same(change: dict[str, Any]) -> None:
+    recipe = replace(RECIPE, **change)
+    (scores, flat, _), (wanted, wanted_flat, _) = gradients(recipe), gradients(RECIPE)
+    torch.testing.assert_close(scores.float(), wanted, **_CLOSE[recipe.precision])
+    assert F.cosine_similarity(flat, wanted_flat, 0) > 0.99
+    assert (recipe.precision == "float32") == (scores.dtype == torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_gives_nearly_the_same_and_sees_new_weights(recompute: bool) -> None:
+    """Pytorch issue 108863: compiled evaluation could keep the weights of its first call."""
+    compiled = gradients(replace(RECIPE, compiled=True, recompute=recompute))
+    for a, b in zip(compiled, gradients(RECIPE), strict=True):
+        torch.testing.assert_close(a, b, **_CLOSE["float32"])
 
 
 def test_loss_is_the_mean_over_labelled_pixels_at_a_quarter() -> None:
@@ -119,38 +155,66 @@ def test_schedules() -> None:
     assert rate(cosine, 99) < 0.001
 
 
-def test_crops_are_balanced_centred_and_depend_on_the_step_alone(split: Split) -> None:
-    crops = Crops(split, 40, (0.7, 1.0, 1.3), True, True, seed=3)
-    again = Crops(split, 40, (0.7, 1.0, 1.3), True, True, seed=3)
-    for step in (7, 2):
-        for a, b in zip(crops.draw(step, 4), again.draw(step, 4), strict=True):
-            assert a.name == b.name
-            assert np.array_equal(a.image, b.image)
-            assert (a.scale, a.flip) == (b.scale, b.flip)
-    # Class c is in five of six images and must still be drawn as often as the others.
-    drawn = [w for step in range(100) for w in crops.draw(step, 2)]
-    assert {w.scale for w in drawn} == {0.7, 1.0, 1.3}
-    assert 60 < sum(w.flip for w in drawn) < 140
-    assert all(max(w.label.shape) <= round(40 / w.scale) for w in drawn)
+def test_loss_that_is_not_finite_names_step_and_images(split: Split, tmp_path: Path) -> None:
+    net = model()
+    with torch.no_grad():
+        net.classifier.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"loss is nan in step 1 on image\d, image\d; last good checkpoint: none"):
+        train(net, split, RECIPE, 0, tmp_path, "f")
 
 
-def test_assembled_batch_keeps_image_and_label_together(split: Split, tmp_path: Path) -> None:
-    """An image whose red channel is its label: after scale, flip and padding they still agree."""
-    path = tmp_path / "s.arrow"
-    label = np.zeros((50, 70), np.uint8)
-    label[:, 35:] = 1
-    label[25:, :] += 1
-    image = np.repeat(label[:, :, None] * 100, 3, axis=2).astype(np.uint8)
-    with write_split(path, Schema("toy", "train", ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))) as writer:
-        writer.add("x", image, label)
-    crops = Crops(Split(path), 44, (0.7, 1.0, 1.3), True, True, seed=1)
-    for step in range(20):
-        batch = assemble(crops.draw(step, 3), 44, 1.2, CPU)
-        assert batch.images.shape == (3, 3, 53, 53)
-        assert batch.labels.shape == (3, 53, 53)
-        known = batch.labels != 255
-        agree = ((batch.images[:, 0] / 100).round() == batch.labels)[known].float().mean()
-        assert agree > 0.93  # all but the blurred edges
-    single = assemble(crops.draw(0, 1), 200, 1.0, CPU)
-    assert single.images.shape[2] < 200  # one image is not padded
-    assert (single.labels != 255).all()
+def test_gradient_that_is_not_finite_names_step_images_and_checkpoint(split: Split, tmp_path: Path) -> None:
+    """The loss of its step and the weights in the last checkpoint are still fine."""
+    net, steps = model(), 0
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return gradient * float("inf") if steps == 4 else gradient
+
+    net.classifier.weight.register_hook(spoil)
+    recipe = replace(RECIPE, log_every=7, checkpoint_every=3)
+    with pytest.raises(UserError, match=r"gradient is (nan|inf) in step 4 on image\d.*step-000000003.pt"):
+        train(net, split, recipe, 0, tmp_path, "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000003.pt"]
+
+
+def test_phases_draw_from_their_own_images(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+
+    class Spy(Loader):
+        def __next__(self) -> Any:
+            batch = super().__next__()
+            seen.append({name[:-1] for name in batch.names})
+            return batch
+
+    monkeypatch.setattr(training, "Loader", Spy)
+    other = write(tmp_path / "other.arrow", seed=1)
+    both = Joined([split, other])
+    assert len(both) == len(both.present()) == len(both.counts()) == 12
+    assert [both[i].name for i in (0, 5, 6, 11)] == ["image0", "image5", "other0", "other5"]
+    run([Phase(both, 5), Phase(other, 2)], tmp_path)
+    assert set.union(*seen[:5]) == {"image", "other"}
+    assert seen[5:] == [{"other"}, {"other"}]
+    with pytest.raises(UserError, match=r"third.arrow: has the classes a, x, c, expected those of .*image.arrow: a, b"):
+        Joined([split, write(tmp_path / "third.arrow", classes=("a", "x", "c"))])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_host_does_not_wait_for_the_device_in_a_step(split: Split, tmp_path: Path) -> None:
+    """But at the points of the curve and for a checkpoint: as often in 40 steps as in 20."""
+
+    def waits(steps: int) -> int:
+        recipe = replace(RECIPE, steps=steps, log_every=steps, checkpoint_every=steps)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                train(model().cuda(), split, recipe, 0, tmp_path / str(steps), "f")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return sum("synchroniz" in str(warning.message) for warning in told)
+
+    train(model().cuda(), split, RECIPE, 0, tmp_path / "first", "f")
+    assert waits(20) == waits(40)

@@ -1,0 +1,125 @@
+"""Checkpoints that appear whole, are known to be whole when read, and are written beside the training.
+
+A file step-<step>.pt is what torch.save writes, followed by the BLAKE2b digest of it: torch.load passes over what
+follows its archive, and notices most broken files, but not all. The last two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refinenet.files import whole_file
+
+_DIGEST = 32  # bytes
+_BLOCK = 1 << 20
+
+
+def newest(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]] | None:
+    """The last whole checkpoint in `folder` with this fingerprint, on the host; None where there is none.
+
+    A broken one is told on stderr and passed over. One with another fingerprint, of other settings, data or initial
+    weights, is removed.
+    """
+    for path in sorted(folder.glob("step-*.pt"), reverse=True):
+        if problem := _problem(path):
+            print(f"{path}: broken checkpoint, taking the one before ({problem})", file=sys.stderr)
+            continue
+        content = read(path)
+        if content["fingerprint"] == fingerprint:
+            return path, content
+        path.unlink()
+    return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A whole checkpoint, on the host."""
+    content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return content
+
+
+def _problem(path: Path) -> str:
+    """What is wrong with the bytes of a checkpoint; "" if nothing is."""
+    try:
+        with path.open("rb") as file:
+            left = path.stat().st_size - _DIGEST
+            digest = hashlib.blake2b(digest_size=_DIGEST)
+            while left > 0 and (block := file.read(min(left, _BLOCK))):
+                digest.update(block)
+                left -= len(block)
+            return "" if left == 0 and file.read() == digest.digest() else "not the bytes that were written"
+    except OSError as error:
+        return str(error)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint: beside, with its digest, then renamed."""
+    with whole_file(path) as part:
+        torch.save(content, part)
+        with part.open("rb+") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST)).digest()
+            file.write(digest)  # reading has left the position at the end
+
+
+class Store:
+    """Writes the checkpoints of one training, each in a thread, so that the training does not wait for the disk.
+
+    A context: leaving it waits for what is being written. An error of the disk is raised by the next call, or there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future[None] | None = None
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.pt"
+
+    def save(self, step: int, content: Callable[[], dict[str, Any]]) -> Path:
+        """Begin to write; one at a time. `content` is asked once the one before is on disk, and copied to the host."""
+        self.wait()
+        self._writing = self._thread.submit(self._write, self.path(step), _copied(content()))
+        return self.path(step)
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        write(path, content)
+        for old in sorted(self.folder.glob("step-*.pt"))[:-2]:
+            old.unlink()
+
+    def wait(self) -> None:
+        """Until all that was saved is on disk."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def last(self) -> Path | None:
+        """The newest that is on disk."""
+        self.wait()
+        return max(self.folder.glob("step-*.pt"), default=None)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown()
+        if error is None:
+            self.wait()
+
+
+def _copied(value: Any) -> Any:
+    """The same with every tensor copied to the host, where the next step does not change it."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item) for item in value)
+    return value

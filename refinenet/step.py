@@ -1,0 +1,106 @@
+"""What the recipe's settings mean in a step: loss, rate, optimiser, and how the network is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refinenet.config import Recipe
+from refinenet.data import IGNORE_INDEX
+from refinenet.distributed import Processes
+from refinenet.memory import activation_bytes, recomputed
+from refinenet.network import RefineNet
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax log loss at the scores' resolution (authors' cnn_layer_dense_softmaxloss).
+
+    logits: N x classes x h x w. labels: N x H x W uint8, resized to h x w by nearest neighbour. Mean over the pixels
+    that are not void; 0 where all are.
+    """
+    total, count = summed(logits, labels)
+    return total / count.clamp_min(1)
+
+
+def summed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of all labelled pixels, and how many these are."""
+    truth = F.interpolate(labels[:, None], size=logits.shape[2:], mode="nearest-exact")[:, 0].long()
+    # Flattened, because the two-dimensional loss has no deterministic kernel on a GPU.
+    flat = logits.permute(0, 2, 3, 1).flatten(0, 2)
+    total = F.cross_entropy(flat.float(), truth.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+    return total, (truth != IGNORE_INDEX).sum()
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """Learning rate of the new layers in step `step`, counted from 0."""
+    lr = recipe.lr
+    if step < recipe.warmup:
+        lr *= (step + 1) / recipe.warmup
+    if recipe.schedule == "cosine":
+        return lr * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    return lr * 0.1 if step >= recipe.drop_at * recipe.steps else lr
+
+
+def make_optimiser(model: RefineNet, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser of all weights; the groups' "factor" is what their rate is multiplied by."""
+    backbone = model.backbone_parameters()
+    known = {id(p) for p in backbone}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in known], "factor": 1.0},
+        {"params": backbone, "factor": recipe.backbone_lr},
+    ]
+    # One kernel for all weights where PyTorch has it; also on a CPU twice as fast as one for each operation.
+    fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
+    if recipe.optimiser == "adamw":
+        betas = (recipe.momentum, 0.999)
+        return torch.optim.AdamW(groups, recipe.lr, betas, weight_decay=recipe.weight_decay, fused=fused)
+    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)
+
+
+@contextmanager
+def prepared(
+    model: RefineNet, recipe: Recipe, processes: Processes | None = None
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The network as the recipe has it computed: precision, order in memory, recomputing, compiler, processes.
+
+    Gives a function from images, N x 3 x H x W, to logits. `model` trains in place; after the block it is as before but
+    for its weights.
+    """
+    device = next(model.parameters()).device
+    order = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model.to(memory_format=order)
+    with recomputed(model, recipe.recompute):
+        network: nn.Module = model
+        if recipe.compiled:
+            # A batch of one has the size of its image: the second size compiles for all.
+            network = torch.compile(model, dynamic=None if recipe.batch == 1 else False)  # type: ignore[assignment]
+        # Without the coarsest maps the last stage of a backbone is idle.
+        coarsest = {scale for taps in model.cascade.blocks for scale, stage in taps if stage == 4}
+        unused = len(coarsest) < len(model.cascade.scales)
+        network = (processes or Processes()).synchronised(network, unused)
+
+        def logits(images: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                scores: Tensor = network(images.contiguous(memory_format=order))
+            return scores
+
+        yield logits
+    model.to(memory_format=torch.contiguous_format)
+
+
+def step_bytes(model: RefineNet, recipe: Recipe) -> int:
+    """The most bytes that the maps and gradients of one step take on a CPU, beside weights and momentum."""
+    side = round(recipe.crop * recipe.input_scale)
+    labels = torch.zeros(recipe.batch, side, side, dtype=torch.uint8)
+    images = torch.zeros(recipe.batch, 3, side, side)
+    model.train()
+    with prepared(model, replace(recipe, compiled=False)) as network:
+        held = activation_bytes(lambda: loss_of(network(images), labels))
+    model.zero_grad(set_to_none=True)
+    return held

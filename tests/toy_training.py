@@ -1,0 +1,67 @@
+"""A training of seconds: six small noise images, one block on a ResNet of four units, a thirtieth as wide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import numpy as np
+import torch
+
+from refinenet import RefineNet
+from refinenet.config import RESNETS, Recipe
+from refinenet.crops import Samples
+from refinenet.data import Schema, Split, write_split
+from refinenet.device import reproducible
+from refinenet.training import Phase, Point, Progress, train
+
+RECIPE = Recipe(
+    steps=7, batch=2, crop=32, input_scale=1.0, lr=0.01, initial="scaled", log_every=2, checkpoint_every=3, clip=1.0
+)
+
+
+def write(path: Path, seed: int = 0, classes: tuple[str, ...] = ("a", "b", "c")) -> Split:
+    """A split of six images; class c is not in the first."""
+    rng = np.random.default_rng(seed)
+    with write_split(path, Schema("toy", "train", classes, ((0, 0, 0), (1, 1, 1), (2, 2, 2)))) as writer:
+        for i in range(6):
+            size = (48 + i, 60 - i)
+            label = rng.integers(0, 3 if i else 2, size, dtype=np.uint8)
+            label[:3] = 255
+            writer.add(f"{path.stem}{i}", rng.integers(0, 256, (*size, 3), dtype=np.uint8), label)
+    return Split(path)
+
+
+def model(dropout: float = 0.5) -> RefineNet:
+    """The network, always with the same weights."""
+    reproducible(0, 1)
+    with mock.patch.dict(cast("dict[str, Any]", RESNETS), resnet50=(1, 1, 1, 1)):
+        net = RefineNet(3, backbone="resnet50", cascade="single", stem=8, width=4, coarse_width=8, dropout=dropout)
+    net.initialise("scaled", torch.Generator().manual_seed(0))
+    return net
+
+
+def weights(net: RefineNet) -> bytes:
+    """All of them."""
+    return b"".join(v.detach().contiguous().numpy().tobytes() for v in net.state_dict().values())
+
+
+def run(
+    images: Samples | list[Phase],
+    folder: Path,
+    recipe: Recipe = RECIPE,
+    stop_at: int | None = None,
+    fingerprint: str = "f",
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[bytes, list[Point]]:
+    """Train; `stop_at` ends it as a kill would, after that step. Weights, and the curve."""
+    net = model()
+
+    def on_step(progress: Progress) -> None:
+        if progress.step == stop_at:
+            raise KeyboardInterrupt
+
+    curve = train(net, images, recipe, 0, folder, fingerprint, on_step, stop)
+    return weights(net), curve
