@@ -41,7 +41,7 @@ from pipeline import datasets, rendered
 from pipeline.datasets import Reader
 from pipeline.members import Archive
 from pipeline.prepare import write
-from pipeline.settings import Rendered
+from pipeline.schema import Rendered
 from pipeline.workers import Workers
 from refinenet.data import Schema, write_split
 

@@ -16,7 +16,7 @@ from pipeline.transfer import Transfer, partial_of, size_of
 from refinenet.files import UserError
 
 if TYPE_CHECKING:
-    from pipeline.settings import Source
+    from pipeline.schema import Source
 
 
 class Room:

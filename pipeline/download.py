@@ -26,7 +26,7 @@ from typing import TypeVar
 from pipeline import accounts, archives, copies, settings
 from pipeline.copies import Known, StoppedError, say
 from pipeline.files import dvc_md5
-from pipeline.settings import Download, Source
+from pipeline.schema import Download, Source
 from pipeline.stage import main
 from refinenet.files import UserError, whole_folder
 

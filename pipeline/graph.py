@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pipeline import pack, settings
+from pipeline import pack, schema, settings
 from refinenet.files import UserError, whole_file
 
 _T = TypeVar("_T")
@@ -190,7 +190,7 @@ def _unseen(stage: Stage) -> bool:
     for key, value in stage.params.items():
         kind, _, name = key.partition(".")
         if kind == "download" and value["own"] is not None:
-            about = settings.build(settings.Folder, value["own"], f"{settings.SETTINGS}: {key}")
+            about = schema.build(schema.Folder, value["own"], f"{settings.SETTINGS}: {key}")
             return pack.outdated(name, about, Path(stage.outputs[0]))
     return False
 

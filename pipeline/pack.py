@@ -29,7 +29,7 @@ from pipeline.datasets import decode
 from refinenet.files import UserError, whole_file, whole_folder
 
 if TYPE_CHECKING:
-    from pipeline.settings import Folder
+    from pipeline.schema import Folder
 
 IMAGES, MASKS = (".jpg", ".jpeg", ".png"), (".png",)
 CHUNK = 1 << 20

@@ -9,279 +9,42 @@ stage and its YAML reader takes 0.2 s for it.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import re
 import socket
 import sys
-from collections.abc import Collection, Hashable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, overload
 from urllib.parse import urlsplit
 
 import yaml
 
 from pipeline import copies, datasets
 from pipeline.datasets import folder
-from refinenet.config import RESNETS, Average, Cascade, Config, Protocol, Recipe
+from pipeline.schema import (
+    STAGES,
+    Download,
+    Evaluate,
+    Experiment,
+    Params,
+    Prepare,
+    Pretraining,
+    Profile,
+    Train,
+    Weights,
+    build,
+)
+from refinenet.config import RESNETS, Config
 from refinenet.files import UserError, whole_file
 
 SETTINGS = Path("settings.json")
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
 
-
-@dataclass(frozen=True)
-class Source:
-    """Where one archive comes from. `url`: https://, http:// or file://; `mirrors` are tried after it, in order.
-
-    `size` in bytes. A checksum that is None is not published (see the profile's comments); of one that is published
-    in part, as the sha256 in torchvision's file names, the first 8 digits or more are enough.
-
-    `page`: where a person gets the file, told where no address gives it. `login`: the account that the address asks
-    for; its name and password are in the environment. `optional`: without the file the stage goes on.
-    """
-
-    url: str
-    size: int | None = None
-    md5: str | None = None
-    sha256: str | None = None
-    mirrors: tuple[str, ...] = ()
-    page: str | None = None
-    login: Literal["cityscapes"] | None = None
-    optional: bool = False
-
-    def __post_init__(self) -> None:
-        for name, digits in (("md5", 32), ("sha256", 8)):
-            value = getattr(self, name)
-            if value is not None and (len(value) < digits or not set(value.lower()) <= set("0123456789abcdef")):
-                raise UserError(f"{self.url}: {name} is {value!r}, expected {digits} hexadecimal digits or more")
-
-
-@dataclass(frozen=True)
-class Package:
-    """Weights that an installed Python package carries (pipeline/sources.py knows which)."""
-
-    package: str
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Archives drawn instead of fetched (pipeline/rendered): how many images, how large, from which seed."""
-
-    train: int = 28
-    val: int = 12
-    height: int = 96
-    width: int = 128
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A user's own data set: a folder of images, a folder of masks under the same names, and what the values mean.
-
-    `classes`: their names, in the order of the indices. A mask is a PNG: with `colours` a colour picture, one colour a
-    class; without, grey or palette, whose values are the indices. `void`: the value (or the colour) that is neither
-    trained on nor scored, None: there is none. `train`, `val`: lists of image names, one a line; without them
-    `val_share` of the images are drawn with `seed`. Paths may have `~` and `${NAME}`.
-    """
-
-    images: str
-    masks: str
-    classes: tuple[str, ...]
-    title: str | None = None
-    colours: tuple[tuple[int, int, int], ...] | None = None
-    void: int | tuple[int, int, int] | None = 255
-    train: str | None = None
-    val: str | None = None
-    val_share: float = 0.2
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Download:
-    """Settings of `download`: exactly one of the first three is given. `archives`: official file name -> source.
-
-    `mirror`: folders in which archives are looked for before any address is asked.
-    """
-
-    rendered: Rendered | None = None
-    archives: Mapping[str, Source] = field(default_factory=dict)
-    own: Folder | None = None
-    mirror: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Settings of `prepare`. `official_counts`: stop unless each split has as many images as the paper says."""
-
-    official_counts: bool = False
-    own: Folder | None = None
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Settings of `weights`: what the backbone starts from. Without a source it is a seeded, untrained start."""
-
-    backbone: str
-    stem: int = 64
-    seed: int = 0
-    source: Source | Package | None = None
-
-
-@dataclass(frozen=True)
-class Train:
-    """Settings of `train`. `network`: `refinenet.config.Config` but for the classes, which the data decides.
-
-    `dtype`: of the written weights. `source`: finished weights, which are brought in instead of training.
-    """
-
-    data: str
-    network: Mapping[str, Any]
-    recipe: Recipe
-    profile: str
-    device: str
-    threads: int
-    seed: int
-    dtype: Literal["float32", "float16"]
-    source: Source | None = None
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Settings of `evaluate`. `protocols`: name in the tables -> how to test; `pictures`: how many are kept."""
-
-    data: str
-    protocols: Mapping[str, Protocol]
-    input_scale: float
-    profile: str
-    device: str
-    threads: int
-    seed: int
-    short_edge: tuple[int, int] | None = None
-    average: Average = "probability"
-    pictures: int = 4
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A row of params.yaml: what sets this training apart.
-
-    `network`, `train` and `evaluate` change the profile's values.
-    """
-
-    data: str
-    backbone: str
-    cascade: str | Cascade = "four"
-    pools: int = 2
-    network: Mapping[str, Any] = field(default_factory=dict)
-    train: Mapping[str, Any] = field(default_factory=dict)
-    evaluate: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Params:
-    """params.yaml. Its lists name stages of the graph; dvc.yaml loops over them. `own`: a user's own data sets."""
-
-    profile: str
-    datasets: tuple[str, ...]
-    backbones: tuple[str, ...]
-    tables: tuple[str, ...]
-    experiments: Mapping[str, Experiment]
-    own: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A file of profiles/, with its base merged in.
-
-    `sources`: for each data set `rendered`, or file name -> source. `mirror`: folders that have archives already.
-    `own`: the user's own data sets. `weights`: for each backbone `seeded`, a source or a package. `models`: experiment
-    -> finished weights, which it takes instead of training. `datasets`: what differs for one data set, under the keys
-    `prepare`, `rendered`, `network`, `train` and `evaluate`.
-    """
-
-    title: str
-    device: str
-    threads: int
-    seed: int
-    sources: Mapping[str, Literal["rendered"] | Mapping[str, Source]]
-    weights: Mapping[str, Literal["seeded"] | Source | Package]
-    rendered: Rendered
-    prepare: Prepare
-    network: Mapping[str, Any]
-    train: Mapping[str, Any]
-    evaluate: Mapping[str, Any]
-    dtype: Literal["float32", "float16"] = "float32"
-    models: Mapping[str, Source] = field(default_factory=dict)
-    datasets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    own: Mapping[str, Folder] = field(default_factory=dict)
-    mirror: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
-            raise UserError(f"device is {self.device!r}, expected cpu, cuda, cuda:<number> or mps")
-        if self.threads < 1 or self.seed < 0:
-            raise UserError(f"threads is {self.threads}, seed is {self.seed}; expected 1 or more, and 0 or more")
-
-
-_OWN = ("prepare", "rendered", "network", "train", "evaluate")
-# Not keys: how pydantic calls the kinds of which a value may be one.
-_KINDS = ("Source", "Package", "Cascade", "int")
-
-
-_T = TypeVar("_T")
-_STAGES: Mapping[str, type] = {
-    "download": Download,
-    "prepare": Prepare,
-    "weights": Weights,
-    "train": Train,
-    "evaluate": Evaluate,
-}
-
-
-@cache
-def _checker(kind: Hashable) -> Any:
-    """Pydantic's reader of the dataclass `kind`, which refuses unknown keys; made once, a run reads dozens."""
-    from pydantic import ConfigDict, TypeAdapter
-
-    for known in (
-        Source,
-        Package,
-        Rendered,
-        Folder,
-        *_STAGES.values(),
-        Config,
-        Cascade,
-        Recipe,
-        Protocol,
-        Experiment,
-        Params,
-        Profile,
-    ):
-        setattr(known, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - no attribute a checker knows
-    return TypeAdapter(cast(type, kind))
-
-
-def build(kind: type[_T], values: object, where: str) -> _T:
-    """Make a settings object; UserError names `where`, the key and what was expected."""
-    from pydantic import ValidationError
-
-    try:
-        made: _T = _checker(cast(Hashable, kind)).validate_python(values)
-        return made
-    except ValidationError as error:
-        # Of "a word, or a mapping" both are told; what went further in is what was meant.
-        first = max(error.errors(), key=lambda told: len(told["loc"]))
-        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part not in _KINDS)
-        if first["type"] == "unexpected_keyword_argument":
-            raise UserError(f"{where}: unknown key {key}") from None
-        if first["type"] in ("missing", "missing_argument"):
-            raise UserError(f"{where}: key {key} is missing") from None
-        raise UserError(f"{where}: {key} is {first['input']!r}: {first['msg']}") from None
-    except UserError as error:  # of a __post_init__, which does not know what file its values are from
-        raise UserError(f"{where}: {error}") from None
+_OWN = ("prepare", "rendered", "network", "train", "evaluate", "phases")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -344,7 +107,7 @@ def resolve() -> dict[str, dict[str, Any]]:
     params = build(Params, read_yaml(PARAMS), str(PARAMS))
     profile, where = read_profile(params.profile)
     common = {"profile": params.profile, "device": profile.device, "threads": profile.threads, "seed": profile.seed}
-    settings: dict[str, dict[str, Any]] = {stage: {} for stage in _STAGES}
+    settings: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
     for model in profile.models:
         if model not in params.experiments:
             expected = ", ".join(params.experiments)
@@ -384,39 +147,70 @@ def resolve() -> dict[str, dict[str, Any]]:
             "seed": profile.seed,
             "source": None if start == "seeded" else asdict(start),
         }
+    trainings: dict[str, Experiment | Pretraining] = {**params.pretrainings, **params.experiments}
+    for name, training in trainings.items():
+        settings["train"][name] = {**common, **_training(name, training, params, profile, where)}
     for name, experiment in params.experiments.items():
-        for key, value, known in (
-            ("data", experiment.data, (*params.datasets, *params.own)),
-            ("backbone", experiment.backbone, params.backbones),
-        ):
-            if value not in known:
-                raise UserError(f"{PARAMS}: experiments.{name}.{key} is {value!r}, expected one of {', '.join(known)}")
-        own = profile.datasets.get(experiment.data, {})
-        varied = {"backbone": experiment.backbone, "cascade": experiment.cascade, "pools": experiment.pools}
-        chosen = {"classes": 1, **profile.network, **own.get("network", {}), **varied, **experiment.network}
-        network = asdict(build(Config, chosen, f"{where}: network of {name}"))
-        del network["classes"]
-        recipe = _merge(_merge(profile.train, own.get("train", {})), experiment.train)
-        settings["train"][name] = {
-            **common,
-            "data": experiment.data,
-            "network": network,
-            "recipe": recipe,
-            "dtype": profile.dtype,
-            "source": asdict(profile.models[name]) if name in profile.models else None,
-        }
-        evaluate = _merge(_merge(profile.evaluate, own.get("evaluate", {})), experiment.evaluate)
+        if name in params.pretrainings:
+            raise UserError(f"{PARAMS}: {name} is an experiment and a pretraining, expected two names")
+        evaluate = _merge(profile.evaluate, profile.datasets.get(experiment.data, {}).get("evaluate", {}))
         settings["evaluate"][name] = {
             **common,
             "data": experiment.data,
-            "input_scale": recipe.get("input_scale", 1.2),
-            **evaluate,
+            "input_scale": settings["train"][name]["recipe"].get("input_scale", 1.2),
+            **_merge(evaluate, experiment.evaluate),
         }
     for stage, entries in settings.items():
         for name, values in entries.items():
-            made: Any = build(_STAGES[stage], values, f"{where}: {stage} of {name}")
+            made: Any = build(STAGES[stage], values, f"{where}: {stage} of {name}")
             entries[name] = _plain(asdict(made))
     return settings
+
+
+def _training(
+    name: str, training: Experiment | Pretraining, params: Params, profile: Profile, where: str
+) -> dict[str, Any]:
+    """What `train` is told of the experiment or pretraining `name`."""
+    early = isinstance(training, Pretraining)
+    row = f"{PARAMS}: {'pretrainings' if early else 'experiments'}.{name}"
+    known = (*params.datasets, *params.own)
+    starts = params.backbones if early else (*params.backbones, *params.pretrainings)
+    for key, value, expected in (
+        ("data", training.data, known),
+        ("start", training.start, starts),
+        *((("also", training.also, known),) if isinstance(training, Pretraining) else ()),
+    ):
+        if value not in expected:
+            raise UserError(f"{row}.{key} is {value!r}, expected one of {', '.join(expected)}")
+    first = params.pretrainings.get(training.start)
+    own = profile.datasets.get(training.data, {})
+    varied = {
+        "backbone": first.start if first else training.start,
+        "cascade": training.cascade,
+        "pools": training.pools,
+    }
+    chosen = {"classes": 1, **profile.network, **own.get("network", {}), **varied, **training.network}
+    network = asdict(build(Config, chosen, f"{where}: network of {name}"))
+    del network["classes"]
+    recipe = _merge(_merge(profile.train, own.get("train", {})), training.train)
+    # Without a pretraining the experiment is all there is to it, and the whole training set is its own.
+    phases = own.get("phases", {}).get("pretrain" if early else "train", []) if early or first else []
+    allowed = {training.data, training.also} if isinstance(training, Pretraining) else {training.data}
+    for data, _ in (tuple(part) for phase in phases for part in phase.get("parts", [])):
+        if data not in allowed:
+            raise UserError(f"{where}: phases of {name} have {data}, expected {' or '.join(sorted(allowed))}")
+    if phases:
+        recipe["steps"] = sum(phase.get("steps", 0) for phase in phases)
+    return {
+        "data": training.data,
+        "start": training.start,
+        "phases": phases,
+        "target": "weights" if early else "models",
+        "dtype": "float32" if early else profile.dtype,
+        "network": network,
+        "recipe": recipe,
+        "source": asdict(profile.models[name]) if name in profile.models else None,
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -450,7 +244,7 @@ def load(stage: str, name: str) -> Any:
         raise UserError(f"{SETTINGS}: not as `python -m pipeline.settings` writes it ({error!r})") from None
     if name not in entries:
         raise UserError(f"{stage}: unknown name {name!r}, expected one of {', '.join(entries)}")
-    return build(_STAGES[stage], entries[name], f"{SETTINGS}: {stage}.{name}")
+    return build(STAGES[stage], entries[name], f"{SETTINGS}: {stage}.{name}")
 
 
 def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -478,6 +272,9 @@ def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
             raise UserError(
                 f"{profile}: trains on a GPU (device: cuda) and this machine has none; `profile: mini` needs none"
             )
+    crf = [name for name, s in settings["evaluate"].items() if any(p["crf"] for p in s["protocols"].values())]
+    if crf and importlib.util.find_spec("pydensecrf") is None:
+        raise UserError(f"{profile}: a dense CRF for {', '.join(crf)}, but pydensecrf2 is missing; `make crf`")
     for host in dict.fromkeys(_hosts(settings)):
         try:
             socket.getaddrinfo(host, 443)

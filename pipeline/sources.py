@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.archives import digest, fetch
 from pipeline.foreign import RGB, Backbone, Model, read, state_dict
-from pipeline.settings import Package, Source
+from pipeline.schema import Package, Source
 from refinenet.backbones import build_backbone
 from refinenet.config import RESNETS, Config
 from refinenet.files import UserError

@@ -1,11 +1,13 @@
-"""What a training starts from: weights/<backbone>.safetensors, and whether it fits the network."""
+"""What a training starts from: weights/<start>.safetensors, of a backbone or a whole network, and whether it fits."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refinenet.config import Initial
 from refinenet.files import UserError
 
 if TYPE_CHECKING:
@@ -14,21 +16,44 @@ if TYPE_CHECKING:
     from refinenet.network import RefineNet
 
 
-def load_start(start: Path, network: RefineNet) -> dict[str, Tensor]:
-    """The tensors in `start`; UserError where the file is broken or was trained for another network than this."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def begin(start: Path, network: RefineNet, initial: Initial, seed: int) -> None:
+    """Give `network` the weights in `start`.
+
+    Of a backbone: every new layer is drawn from `seed` (`RefineNet.initialise`). Of a pretraining: all of it goes on,
+    the classes too. UserError where the file is broken or was trained for another network than this.
+    """
+    import torch
+
+    tensors, metadata = _read(start)
+    if "refinenet" not in metadata:
+        check_fit(start, network)
+        network.load_backbone(tensors, str(start))
+        network.initialise(initial, torch.Generator().manual_seed(seed))
+        return
+    from refinenet.network import load_tensors
+
+    trained = json.loads(metadata["refinenet"])["config"]
+    wanted = json.loads(json.dumps(asdict(network.config)))  # lists for tuples, as in the file
+    for key, value in wanted.items():
+        if key != "dropout" and trained.get(key) != value:
+            raise UserError(f"{start}: a network with {key} {trained.get(key)}, expected {value}")
+    load_tensors(network, {name: tensor.float() for name, tensor in tensors.items()}, str(start))
+
+
+def _read(start: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
 
     try:
-        tensors = load_file(start)
-    except SafetensorError as error:
+        with safe_open(str(start), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{start}: no such file; `python -m pipeline.weights {start.stem}` makes it") from None
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{start}: not a safetensors file, or cut short ({error})") from None
-    check_fit(start, network)
-    return tensors
 
 
 def check_fit(start: Path, network: RefineNet) -> None:
-    """UserError where weights/<backbone>.safetensors was trained with a stride or colours that `network` does not have.
+    """UserError where weights/<start>.safetensors was trained with a stride or colours that `network` does not have.
 
     The mean may be 32 levels off: the authors take 128 from what was trained with about (123, 116, 103).
     """

@@ -16,7 +16,7 @@ from refinenet.files import sync
 
 if TYPE_CHECKING:
     from pipeline.archives import Room
-    from pipeline.settings import Source
+    from pipeline.schema import Source
 
 PIECE = 1 << 16  # read from the network at a time; what a broken connection can lose
 ATTEMPTS = 6  # in a row that bring nothing new

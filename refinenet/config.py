@@ -16,6 +16,7 @@ Upsample = Literal["bilinear", "bilinear-aligned", "bicubic"]
 Stride = Literal["3x3", "1x1"]
 Average = Literal["probability", "log"]
 Initial = Literal["gaussian", "scaled"]
+Precision = Literal["float32", "bfloat16"]
 
 # Bottleneck units in the four stages of each ResNet.
 RESNETS: Mapping[str, tuple[int, int, int, int]] = {
@@ -151,6 +152,8 @@ class Recipe:
     short_edge: tuple[int, int] | None = None  # brought into this before all else; authors: 450 to 1100
     flip: bool = True
     balanced: bool = True  # classes drawn evenly, crops centred on a pixel of the class (my_epoch_run_config, type 1)
+    epochs: bool = True  # with `balanced`: the authors' epochs of 1000 to 2000 images; else a class, then its image
+    square: bool = True  # a crop is a square within the short edge (batch_do_data_crop); else it goes on along the long
     lr: float = 5e-4  # of the new layers (demo_refinenet_train)
     backbone_lr: float = 0.1  # times lr, for the layers that start from ImageNet weights
     momentum: float = 0.9
@@ -160,6 +163,11 @@ class Recipe:
     warmup: int = 0  # steps over which the rate rises linearly
     clip: float | None = None  # largest norm of the gradient; the authors do not clip
     initial: Initial = "gaussian"  # see RefineNet.initialise
+    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw: ours, momentum is its beta 1
+    precision: Precision = "float32"  # of the convolutions; weights, gradients and the loss are float32 in both
+    channels_last: bool = False  # order of the maps in memory, which convolutions are faster in
+    compiled: bool = False  # torch.compile of the network
+    recompute: bool = False  # maps inside the network are computed again for the gradient instead of kept: less memory
     log_every: int = 20
     checkpoint_every: int = 1000
 
@@ -173,10 +181,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to test: the image at each of `scales`, with `flip` also mirrored, scores averaged with equal weights."""
+    """One way to test: the image at each of `scales`, with `flip` also mirrored, scores averaged with equal weights.
+
+    `crf`: a dense CRF on the averaged probabilities (refinenet/crf.py); the paper has it on VOC.
+    """
 
     scales: tuple[float, ...]
     flip: bool = False
+    crf: bool = False
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:

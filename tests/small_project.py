@@ -65,7 +65,12 @@ def make(folder: Path, profile: str) -> Path:
     params["profile"] = "test"
     params["datasets"] = ["voc"]
     params["backbones"] = ["resnet101", "resnet152"]
-    params["experiments"] = {k: v for k, v in params["experiments"].items() if v["data"] == "voc"}
+    params["pretrainings"] = {}
+    params["experiments"] = {
+        k: {**v, "start": k.removeprefix("voc-").replace("res", "resnet")}
+        for k, v in params["experiments"].items()
+        if v["data"] == "voc"
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "profiles" / "test.yaml").write_text(profile)
     shutil.copy(ROOT / ".gitignore", folder)

@@ -11,7 +11,7 @@ from http_server import DATA, MD5
 
 from pipeline import archives, copies
 from pipeline.copies import Known
-from pipeline.settings import Source
+from pipeline.schema import Source
 
 RIGHT = Source("https://nowhere.invalid/x.tar", len(DATA), MD5)
 BARE = Source("https://nowhere.invalid/x.tar")

@@ -26,7 +26,7 @@ from scipy.io import loadmat
 from pipeline import datasets, scratch
 from pipeline.datasets import coco, nyud
 from pipeline.rendered import render
-from pipeline.settings import Rendered
+from pipeline.schema import Rendered
 from refinenet.files import UserError
 
 Array = npt.NDArray[Any]
@@ -41,7 +41,7 @@ def test_tables(name: str) -> None:
     assert len(set(dataset.CLASSES)) == len(dataset.CLASSES), "a score is filed under its class's name"
     assert all(name == name.strip() for name in dataset.CLASSES)
     assert all(len(colour) == 3 and set(colour) <= set(range(256)) for colour in dataset.PALETTE)
-    splits = {"voc": ["train", "val", "test"], "cityscapes": ["train", "val", "test"], "coco": ["train"]}
+    splits = {"voc": ["train", "train_voc", "val", "test"], "cityscapes": ["train", "val", "test"], "coco": ["train"]}
     assert list(dataset.COUNTS) == splits.get(name, ["train", "val"])
 
 

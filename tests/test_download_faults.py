@@ -18,7 +18,7 @@ import pytest
 from http_server import Handler, Server, serve
 
 from pipeline import archives, transfer
-from pipeline.settings import Source
+from pipeline.schema import Source
 from refinenet.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import datasets, foreign, settings, sources, train, weights
-from pipeline.settings import Package, Source
+from pipeline.schema import Package, Source
 from pipeline.start import check_fit
 from refinenet import RefineNet
 from refinenet.backbones import ResNet, build_backbone

@@ -28,9 +28,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import pack, settings, tabulate
+from pipeline import pack, schema, settings, tabulate
 from pipeline.datasets import folder
-from pipeline.settings import Folder
+from pipeline.schema import Folder
 from refinenet.data import Array, Schema, Split, write_split
 from refinenet.files import UserError
 
@@ -471,7 +471,7 @@ def test_a_profile_of_the_wrong_form(scored: Path, mistake: str) -> None:
 @pytest.mark.parametrize("mistake", SETTINGS)
 def test_settings_that_contradict_themselves(here: Path, mistake: str) -> None:
     values, message = SETTINGS[mistake]
-    about = settings.build(Folder, {"images": "photos", "masks": "masks", "classes": ABOUT.classes, **values}, "x")
+    about = schema.build(Folder, {"images": "photos", "masks": "masks", "classes": ABOUT.classes, **values}, "x")
     refused(message, about)
     with pytest.raises(UserError, match=message):
         folder.dataset("leaves", about)
@@ -495,8 +495,8 @@ def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params |= {"profile": "own", "own": ["leaves"]}
     params["experiments"] |= {
-        "leaves-res101": {"data": "leaves", "backbone": "resnet101", "pools": 4},
-        "best": {"data": "leaves", "backbone": "resnet50", "cascade": "two"},
+        "leaves-res101": {"data": "leaves", "start": "resnet101", "pools": 4},
+        "best": {"data": "leaves", "start": "resnet50", "cascade": "two"},
     }
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     write(leaves("leaves-res101", "resnet101", "four", 4, 8))
@@ -664,7 +664,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
 
     # Another experiment is another row, and nothing else is made again; without it, the row is gone.
     before = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(before + "  second: {data: leaves, backbone: resnet50, pools: 0}\n")
+    (project / "params.yaml").write_text(before + "  second: {data: leaves, start: resnet50, pools: 0}\n")
     log = call(*SNAKEMAKE)
     assert "python -m pipeline.train second" in log
     assert "python -m pipeline.train leaves-res50" not in log

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask
 
 from pipeline.rendered import cityscapes, deflate, nyud, pascal, polygons, render
-from pipeline.settings import Rendered
+from pipeline.schema import Rendered
 from refinenet.files import UserError
 
 SMALL = Rendered(train=9, val=6)
@@ -504,7 +504,7 @@ def test_killed_in_the_middle_leaves_no_archive(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from pipeline.rendered import cityscapes, render
-from pipeline.settings import Rendered
+from pipeline.schema import Rendered
 cityscapes.png = lambda image: os.kill(os.getpid(), signal.SIGKILL)
 render("cityscapes", Rendered(train=2, val=1), Path({str(tmp_path)!r}))
 """

@@ -41,7 +41,7 @@ def test_every_profile_in_the_repository_resolves(project: Path) -> None:
     for name in names:
         edit("params.yaml", profile=name)
         resolved = settings.resolve()
-        assert len(resolved["train"]) == len(resolved["evaluate"]) == 20
+        assert len(resolved["train"]) - 2 == len(resolved["evaluate"]) == 20
         assert len(resolved["download"]) == len(resolved["prepare"]) == len(datasets.NAMES)
 
 
@@ -59,10 +59,35 @@ def test_the_paper_profile_is_the_authors_recipe(project: Path) -> None:
         "person-res101",
         "person-res152",
         "voc-res101",
+        "voc-res101-coco",
         "voc-res152",
+        "voc-res152-coco",
     }
     assert {name for name, count in pools.items() if count == 0} == {"person-res50-nopool", "nyud-res50-nopool"}
     assert all((e["network"]["stem"], e["network"]["width"]) == (64, 256) for e in train.values())
+
+
+def test_voc_is_trained_in_three_stages(project: Path) -> None:
+    edit("params.yaml", profile="paper")
+    train = settings.resolve()["train"]
+    early, late = train["voc-res101-coco"], train["voc-res101"]
+    parts = [phase["parts"] for phase in (*early["phases"], *late["phases"])]
+    assert parts == [[["coco", "train"], ["voc", "train"]], [["voc", "train"]], [["voc", "train_voc"]]]
+    assert (early["start"], early["target"], early["network"]) == ("resnet101", "weights", late["network"])
+    assert (late["start"], late["target"]) == ("voc-res101-coco", "models")
+    for entry in (early, late):
+        assert entry["recipe"]["steps"] == sum(phase["steps"] for phase in entry["phases"])
+    # From a backbone it is one stage, on the whole training set.
+    edit("params.yaml", experiments={"voc-res101": {"data": "voc", "start": "resnet101", "pools": 4}})
+    alone = settings.resolve()["train"]["voc-res101"]
+    assert (alone["phases"], alone["recipe"]["steps"]) == ([], 150000)
+    # A pretraining sees no data that the graph does not give it.
+    edit("params.yaml", pretrainings={"voc-res101-coco": {"data": "voc", "also": "voc", "start": "resnet101"}})
+    with pytest.raises(UserError, match="phases of voc-res101-coco have coco, expected voc"):
+        settings.resolve()
+    edit("params.yaml", pretrainings={"voc-res101-coco": {"data": "voc", "also": "coco", "start": "voc-res152-coco"}})
+    with pytest.raises(UserError, match=r"pretrainings\.voc-res101-coco\.start is 'voc-res152-coco', expected one of"):
+        settings.resolve()
 
 
 def test_a_profile_says_only_where_it_differs(project: Path) -> None:
@@ -94,7 +119,7 @@ datasets:
 def test_a_network_of_ones_own(project: Path) -> None:
     """A cascade written out, a backbone of timm, settings of one data set and of one experiment."""
     cascade = {"blocks": [[[0, 4], [1, 4]], [[0, 2]]], "scales": [1.0, 0.5]}
-    lite, experiment = "timm:tf_efficientnet_lite0", {"data": "voc", "backbone": "timm:tf_efficientnet_lite0"}
+    lite, experiment = "timm:tf_efficientnet_lite0", {"data": "voc", "start": "timm:tf_efficientnet_lite0"}
     values = yaml.safe_load(Path("params.yaml").read_text())
     edit(
         "params.yaml",
@@ -139,12 +164,12 @@ MISTAKES = {
     "recipe value": ({}, {"train": {"steps": "many"}}, r"recipe\.steps is 'many': Input should be a valid integer"),
     "recipe range": ({}, {"train": {"steps": 0}}, r"train\.steps is 0, expected 1 or more"),
     "cascade": (
-        {"experiments": {"x": {"data": "voc", "backbone": "resnet50", "cascade": "five"}}},
+        {"experiments": {"x": {"data": "voc", "start": "resnet50", "cascade": "five"}}},
         {},
         r"cascade is 'five', expected one of single, two, four",
     ),
     "data set": (
-        {"experiments": {"x": {"data": "vok", "backbone": "resnet50"}}},
+        {"experiments": {"x": {"data": "vok", "start": "resnet50"}}},
         {},
         r"experiments\.x\.data is 'vok', expected one of voc, context",
     ),
@@ -193,6 +218,10 @@ def test_a_missing_gpu_or_network_is_said_before_anything_is_written(
 
     monkeypatch.setattr("socket.getaddrinfo", no_network)
     edit("profiles/paper.yaml", device="cpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"a dense CRF for voc-res101, voc-res152, but pydensecrf2 is missing"):
+        settings.run()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     with pytest.raises(UserError, match=r"downloads from thor\.robots\.ox\.ac\.uk, which cannot be reached"):
         settings.run()
     assert not Path("settings.json").exists()

@@ -28,8 +28,8 @@ from PIL import Image
 from pipeline import datasets, evaluate, submit
 from pipeline.files import dvc_md5
 from pipeline.rendered import render
+from pipeline.schema import Rendered
 from pipeline.servers import SERVERS
-from pipeline.settings import Rendered
 from pipeline.tracking import Run
 from pipeline.trained import Trained
 from refinenet import RefineNet

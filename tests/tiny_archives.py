@@ -99,6 +99,7 @@ def voc() -> tuple[Files, Truth]:
         tar[f"{v}/SegmentationClass/{name}.png"] = png(label, palette=True)
         truth["val" if name == "c" else "train"][name] = pixels(tar[f"{v}/JPEGImages/{name}.jpg"]), label
     truth["train"] = {name: truth["train"][name] for name in "abde"}
+    truth["train_voc"] = {name: truth["train"][name] for name in "ab"}
     test = {f"{v}/JPEGImages/{name}.jpg": draw.photo() for name in "tu"}
     truth["test"] = {name: (pixels(test[f"{v}/JPEGImages/{name}.jpg"]), None) for name in "ut"}
     test[f"{v}/ImageSets/Segmentation/test.txt"] = b"u\nt\n"

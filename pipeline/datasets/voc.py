@@ -4,7 +4,8 @@
     VOC2012test.tar               VOCdevkit/VOC2012/{JPEGImages,ImageSets/Segmentation/test.txt}; may be missing
     benchmark.tgz                 benchmark_RELEASE/dataset/{img,cls,train.txt,val.txt}  (SBD, Hariharan et al. 2011)
 
-train = (VOC train + SBD train + SBD val) - VOC val: "trainaug", 10,582 images; val = VOC val.
+train = (VOC train + SBD train + SBD val) - VOC val: "trainaug", 10,582 images; train_voc = VOC train, which the last
+stage of the paper's training is on; val = VOC val.
 An image of VOC's own train keeps VOC's label, which is the finer one and has void borders; SBD's labels have none.
 Label PNGs are palette images whose indices are the classes, 255 = void.
 """
@@ -25,7 +26,7 @@ from refinenet.files import UserError
 TITLE = "PASCAL VOC 2012"
 CLASSES = datasets.VOC_CLASSES
 PALETTE = datasets.colour_map(len(CLASSES))
-COUNTS = {"train": 10582, "val": 1449, "test": 1456}
+COUNTS = {"train": 10582, "train_voc": 1464, "val": 1449, "test": 1456}
 
 _VOC = "VOCdevkit/VOC2012"
 _SBD = "benchmark_RELEASE/dataset"
@@ -52,7 +53,7 @@ class Reader(datasets.Reader):
         if split == "test":
             member = f"{_VOC}/ImageSets/Segmentation/test.txt"
             return [] if self._test is None else decode.image_list(*self._test.named(member))
-        return list({"train": self._trainaug, "val": self._val}[split])
+        return list({"train": self._trainaug, "train_voc": self._voc_train, "val": self._val}[split])
 
     def where(self, split: str, name: str) -> str:
         if split == "test" and self._test is not None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from pipeline.settings import Rendered
+from pipeline.schema import Rendered
 from refinenet.files import UserError
 
 _WRITERS = {

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.datasets import ade20k
 from pipeline.rendered.album import paint, shifted
 from pipeline.rendered.encode import Member, jpeg, lines, png, write_zip
-from pipeline.settings import Rendered
+from pipeline.schema import Rendered
 
 
 def render(settings: Rendered, folder: Path) -> None:

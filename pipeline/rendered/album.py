@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.rendered.scene import Kind, World
-from pipeline.settings import Rendered
+from pipeline.schema import Rendered
 from refinenet.data import IGNORE_INDEX
 
 Split = Literal["train", "val"]

@@ -15,7 +15,7 @@ from pipeline.rendered import polygons
 from pipeline.rendered.album import paint
 from pipeline.rendered.encode import Member, png, write_zip
 from pipeline.rendered.scene import World
-from pipeline.settings import Rendered
+from pipeline.schema import Rendered
 
 _VOID_IDS = {"ego vehicle": 1, "rectification border": 2, "out of roi": 3}
 _ID_OF = {**_VOID_IDS, **dict(zip(cityscapes.CLASSES, cityscapes.LABEL_IDS, strict=True))}

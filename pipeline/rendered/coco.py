@@ -14,7 +14,7 @@ from pipeline.datasets import coco
 from pipeline.rendered import polygons
 from pipeline.rendered.album import Picture, paint
 from pipeline.rendered.encode import jpeg, write_zip
-from pipeline.settings import Rendered
+from pipeline.schema import Rendered
 
 _OTHER = (13, "stop sign")  # a category that VOC does not have
 _LEAST = 12  # pixels of a region that is worth a polygon

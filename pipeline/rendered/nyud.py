@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.datasets import nyud
 from pipeline.rendered.album import Picture, paint, variant
 from pipeline.rendered.encode import Mat73, cells, characters, mat, write
-from pipeline.settings import Rendered
+from pipeline.schema import Rendered
 
 # The four structural classes (ground, structure, furniture, props) of the 40.
 _SUPER = "2133333223422332344442434442424334434234"

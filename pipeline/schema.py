@@ -1,0 +1,324 @@
+"""What params.yaml, profiles and settings.json may hold: typed and frozen; an unknown key is an error that names it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeVar, cast
+
+from refinenet.config import Average, Cascade, Config, Precision, Protocol, Recipe
+from refinenet.files import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one archive comes from. `url`: https://, http:// or file://; `mirrors` are tried after it, in order.
+
+    `size` in bytes. A checksum that is None is not published (see the profile's comments); of one that is published
+    in part, as the sha256 in torchvision's file names, the first 8 digits or more are enough.
+
+    `page`: where a person gets the file, told where no address gives it. `login`: the account that the address asks
+    for; its name and password are in the environment. `optional`: without the file the stage goes on.
+    """
+
+    url: str
+    size: int | None = None
+    md5: str | None = None
+    sha256: str | None = None
+    mirrors: tuple[str, ...] = ()
+    page: str | None = None
+    login: Literal["cityscapes"] | None = None
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        for name, digits in (("md5", 32), ("sha256", 8)):
+            value = getattr(self, name)
+            if value is not None and (len(value) < digits or not set(value.lower()) <= set("0123456789abcdef")):
+                raise UserError(f"{self.url}: {name} is {value!r}, expected {digits} hexadecimal digits or more")
+
+
+@dataclass(frozen=True)
+class Package:
+    """Weights that an installed Python package carries (pipeline/sources.py knows which)."""
+
+    package: str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Archives drawn instead of fetched (pipeline/rendered): how many images, how large, from which seed."""
+
+    train: int = 28
+    val: int = 12
+    height: int = 96
+    width: int = 128
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A user's own data set: a folder of images, a folder of masks under the same names, and what the values mean.
+
+    `classes`: their names, in the order of the indices. A mask is a PNG: with `colours` a colour picture, one colour a
+    class; without, grey or palette, whose values are the indices. `void`: the value (or the colour) that is neither
+    trained on nor scored, None: there is none. `train`, `val`: lists of image names, one a line; without them
+    `val_share` of the images are drawn with `seed`. Paths may have `~` and `${NAME}`.
+    """
+
+    images: str
+    masks: str
+    classes: tuple[str, ...]
+    title: str | None = None
+    colours: tuple[tuple[int, int, int], ...] | None = None
+    void: int | tuple[int, int, int] | None = 255
+    train: str | None = None
+    val: str | None = None
+    val_share: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Download:
+    """Settings of `download`: exactly one of the first three is given. `archives`: official file name -> source.
+
+    `mirror`: folders in which archives are looked for before any address is asked.
+    """
+
+    rendered: Rendered | None = None
+    archives: Mapping[str, Source] = field(default_factory=dict)
+    own: Folder | None = None
+    mirror: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Settings of `prepare`. `official_counts`: stop unless each split has as many images as the paper says."""
+
+    official_counts: bool = False
+    own: Folder | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Settings of `weights`: what the backbone starts from. Without a source it is a seeded, untrained start."""
+
+    backbone: str
+    stem: int = 64
+    seed: int = 0
+    source: Source | Package | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of a training: `steps` steps on `parts` together, each a data set and a split: ("coco", "train").
+
+    The rate starts anew, at `lr` (None: the recipe's), and so does the momentum.
+    """
+
+    parts: tuple[tuple[str, str], ...]
+    steps: int
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.parts or self.steps < 1:
+            raise UserError(f"phase has parts {list(self.parts)} and {self.steps} steps, expected one or more of both")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Settings of `train`. `network`: `refinenet.config.Config` but for the classes, which the data decides.
+
+    `start`: weights/<start>.safetensors, of a backbone or of a pretraining. `target`: the folder of the result;
+    a pretraining's is "weights". `phases`: what is trained on, one after the other; together they have the recipe's
+    steps. An experiment without any trains on all of its data set's "train"; a pretraining without any trains nothing,
+    the file of its start is passed on under its name. `dtype`: of the written weights. `source`: finished weights,
+    which are brought in instead of training.
+    """
+
+    data: str
+    start: str
+    phases: tuple[Phase, ...]
+    target: Literal["models", "weights"]
+    network: Mapping[str, Any]
+    recipe: Recipe
+    profile: str
+    device: str
+    threads: int
+    seed: int
+    dtype: Literal["float32", "float16"]
+    source: Source | None = None
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Settings of `evaluate`. `protocols`: name in the tables -> how to test; `pictures`: how many are kept.
+
+    `tile`: side, in pixels of the scaled image, above which it is cut into overlapping tiles. `batch`: images of one
+    size that go through the network together. `precision`, `channels_last`, `compiled`: as of a training. `fast`: norms
+    folded into the convolutions, on a CPU in float32 also Winograd's convolution (refinenet/fast.py).
+    """
+
+    data: str
+    protocols: Mapping[str, Protocol]
+    input_scale: float
+    profile: str
+    device: str
+    threads: int
+    seed: int
+    short_edge: tuple[int, int] | None = None
+    average: Average = "probability"
+    pictures: int = 4
+    tile: int | None = None
+    batch: int = 1
+    precision: Precision = "float32"
+    channels_last: bool = False
+    compiled: bool = False
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UserError(f"evaluate.batch is {self.batch}, expected 1 or more")
+        if self.tile is not None and self.tile < 256:
+            raise UserError(f"evaluate.tile is {self.tile} pixels a side, expected 256 or more")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A row of params.yaml: what sets this training apart.
+
+    `start`: the backbone whose weights it starts from, or a pretraining, whose whole network it goes on with.
+    `network`, `train` and `evaluate` change the profile's values.
+    """
+
+    data: str
+    start: str
+    cascade: str | Cascade = "four"
+    pools: int = 2
+    network: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A training on `data` and, before, on `also` as well, which ends in weights/ and is where others start.
+
+    What it is trained on, how long, is in the profile: datasets.<data>.phases.pretrain; without that it is passed over.
+    """
+
+    data: str
+    also: str
+    start: str
+    cascade: str | Cascade = "four"
+    pools: int = 2
+    network: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml. Its lists name stages of the graph; dvc.yaml loops over them. `own`: a user's own data sets."""
+
+    profile: str
+    datasets: tuple[str, ...]
+    backbones: tuple[str, ...]
+    tables: tuple[str, ...]
+    experiments: Mapping[str, Experiment]
+    pretrainings: Mapping[str, Pretraining] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A file of profiles/, with its base merged in.
+
+    `sources`: for each data set `rendered`, or file name -> source. `mirror`: folders that have archives already.
+    `own`: the user's own data sets. `weights`: for each backbone `seeded`, a source or a package. `models`: experiment
+    -> finished weights, which it takes instead of training. `datasets`: what differs for one data set, under the keys
+    `prepare`, `rendered`, `network`, `train`, `evaluate` and `phases`, which has those of its `pretrain` and its
+    `train`.
+    """
+
+    title: str
+    device: str
+    threads: int
+    seed: int
+    sources: Mapping[str, Literal["rendered"] | Mapping[str, Source]]
+    weights: Mapping[str, Literal["seeded"] | Source | Package]
+    rendered: Rendered
+    prepare: Prepare
+    network: Mapping[str, Any]
+    train: Mapping[str, Any]
+    evaluate: Mapping[str, Any]
+    dtype: Literal["float32", "float16"] = "float32"
+    models: Mapping[str, Source] = field(default_factory=dict)
+    datasets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    own: Mapping[str, Folder] = field(default_factory=dict)
+    mirror: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
+            raise UserError(f"device is {self.device!r}, expected cpu, cuda, cuda:<number> or mps")
+        if self.threads < 1 or self.seed < 0:
+            raise UserError(f"threads is {self.threads}, seed is {self.seed}; expected 1 or more, and 0 or more")
+
+
+STAGES: Mapping[str, type] = {
+    "download": Download,
+    "prepare": Prepare,
+    "weights": Weights,
+    "train": Train,
+    "evaluate": Evaluate,
+}
+
+# Not keys: how pydantic calls the kinds of which a value may be one.
+_KINDS = ("Source", "Package", "Cascade", "int")
+
+_T = TypeVar("_T")
+
+
+@cache
+def _checker(kind: Hashable) -> Any:
+    """Pydantic's reader of the dataclass `kind`, which refuses unknown keys; made once, a run reads dozens."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    for known in (
+        Source,
+        Package,
+        Rendered,
+        Folder,
+        *STAGES.values(),
+        Config,
+        Cascade,
+        Recipe,
+        Protocol,
+        Experiment,
+        Pretraining,
+        Params,
+        Phase,
+        Profile,
+    ):
+        setattr(known, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - no attribute a checker knows
+    return TypeAdapter(cast(type, kind))
+
+
+def build(kind: type[_T], values: object, where: str) -> _T:
+    """Make a settings object; UserError names `where`, the key and what was expected."""
+    from pydantic import ValidationError
+
+    try:
+        made: _T = _checker(cast(Hashable, kind)).validate_python(values)
+        return made
+    except ValidationError as error:
+        # Of "a word, or a mapping" both are told; what went further in is what was meant.
+        first = max(error.errors(), key=lambda told: len(told["loc"]))
+        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part not in _KINDS)
+        if first["type"] == "unexpected_keyword_argument":
+            raise UserError(f"{where}: unknown key {key}") from None
+        if first["type"] in ("missing", "missing_argument"):
+            raise UserError(f"{where}: key {key} is missing") from None
+        raise UserError(f"{where}: {key} is {first['input']!r}: {first['msg']}") from None
+    except UserError as error:  # of a __post_init__, which does not know what file its values are from
+        raise UserError(f"{where}: {error}") from None
