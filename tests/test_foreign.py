@@ -460,6 +460,9 @@ def project(folder: Path, first: str = "background", **entries: Any) -> None:
 
 TRAIN: dict[str, Any] = {
     "data": "voc",
+    "start": "resnet101",
+    "phases": [],
+    "target": "models",
     "network": {"backbone": "resnet101"},
     "recipe": {"steps": 1},
     "profile": "released",
