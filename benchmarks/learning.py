@@ -3,7 +3,7 @@
 Needs prepared data and the weights, no dvc, mlflow or snakemake; what to train is in profiles/learning.yaml, which also
 says where the two come from:
 
-    python benchmarks/learning.py                                    # trains, scores, prints: an hour or two on a core
+    python benchmarks/learning.py                                    # trains, scores, prints: half an hour on a core
     python benchmarks/learning.py --device cuda --steps 4000 --batch 16
     python benchmarks/learning.py --variant pools-0 --steps 300      # one network of the ablations, at a budget
     python benchmarks/learning.py --show                             # the tables of all that is done
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: the profile's")
     parser.add_argument("--batch", type=int, help="default: the profile's")
     parser.add_argument("--lr", type=float, help="default: the profile's")
+    parser.add_argument("--backbone-lr", type=float, help="times lr; default: the profile's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -69,7 +70,8 @@ def main() -> None:
         profile = yaml.safe_load(choice.profile.read_text(encoding="utf-8"))
         voc = profile["datasets"]["voc"]
         recipe = voc["train"]
-        recipe |= {key: given for key in ("steps", "batch", "lr") if (given := getattr(choice, key)) is not None}
+        changed = ("steps", "batch", "lr", "backbone_lr")
+        recipe |= {key: given for key in changed if (given := getattr(choice, key)) is not None}
         network = {"backbone": BACKBONE, **voc["network"], **VARIANTS[choice.variant]}
         name = choice.name or f"{choice.variant}-{recipe['steps']}"
         reproducible(choice.seed, choice.threads)
