@@ -121,7 +121,11 @@ def trainable(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 PARAMS = {
     "key": ("profile: mini", "profil: mini", r"params\.yaml: (unknown key profil|key profile is missing)"),
     "key of an experiment": ("pools: 4}", "pool: 4}", r"params\.yaml: unknown key experiments\.[\w-]+\.pool"),
-    "profile": ("profile: mini", "profile: maxi", r"params\.yaml: profile is 'maxi', .* there are (learning, )?mini, modern, own, paper"),
+    "profile": (
+        "profile: mini",
+        "profile: maxi",
+        r"params\.yaml: profile is 'maxi', .* there are (learning, )?mini, modern, own, paper",
+    ),
     "data set": ("  - voc\n", "  - vok\n", r"profiles/mini\.yaml: sources\.vok is missing"),
     "YAML": ("datasets:", "datasets: [", r"params\.yaml: not YAML: "),
 }
