@@ -158,7 +158,7 @@ MISTAKES = {
     "no such profile": (
         {"profile": "maxi"},
         {},
-        r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are mini",
+        r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are learning, mini",
     ),
     "recipe key": ({}, {"train": {"stepz": 3}}, r"profiles/mini\.yaml: train of .*: unknown key recipe\.stepz"),
     "recipe value": ({}, {"train": {"steps": "many"}}, r"recipe\.steps is 'many': Input should be a valid integer"),
