@@ -184,13 +184,9 @@ class Evaluate:
             raise UserError(f"evaluate.tile is {self.tile} pixels a side, expected 256 or more")
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A row of params.yaml: what sets this training apart.
-
-    `start`: the backbone whose weights it starts from, or a pretraining, whose whole network it goes on with.
-    `network`, `train` and `evaluate` change the profile's values.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A row of params.yaml: what sets a training apart. `network` and `train` change the profile's values."""
 
     data: str
     start: str
@@ -198,23 +194,26 @@ class Experiment:
     pools: int = 2
     network: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Training):
+    """A training that is evaluated; `evaluate` changes the profile's values, too.
+
+    `start`: the backbone whose weights it starts from, or a pretraining, whose whole network it goes on with.
+    """
+
     evaluate: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Pretraining:
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(Training):
     """A training on `data` and, before, on `also` as well, which ends in weights/ and is where others start.
 
     What it is trained on, how long, is in the profile: datasets.<data>.phases.pretrain; without that it is passed over.
     """
 
-    data: str
     also: str
-    start: str
-    cascade: str | Cascade = "four"
-    pools: int = 2
-    network: Mapping[str, Any] = field(default_factory=dict)
-    train: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ from pipeline.schema import (
     STAGES,
     Download,
     Evaluate,
-    Experiment,
     Params,
     Prepare,
     Pretraining,
     Profile,
     Train,
+    Training,
     Weights,
     build,
 )
@@ -147,7 +147,7 @@ def resolve() -> dict[str, dict[str, Any]]:
             "seed": profile.seed,
             "source": None if start == "seeded" else asdict(start),
         }
-    trainings: dict[str, Experiment | Pretraining] = {**params.pretrainings, **params.experiments}
+    trainings: dict[str, Training] = {**params.pretrainings, **params.experiments}
     for name, training in trainings.items():
         settings["train"][name] = {**common, **_training(name, training, params, profile, where)}
     for name, experiment in params.experiments.items():
@@ -167,9 +167,7 @@ def resolve() -> dict[str, dict[str, Any]]:
     return settings
 
 
-def _training(
-    name: str, training: Experiment | Pretraining, params: Params, profile: Profile, where: str
-) -> dict[str, Any]:
+def _training(name: str, training: Training, params: Params, profile: Profile, where: str) -> dict[str, Any]:
     """What `train` is told of the experiment or pretraining `name`."""
     early = isinstance(training, Pretraining)
     row = f"{PARAMS}: {'pretrainings' if early else 'experiments'}.{name}"

@@ -18,6 +18,7 @@ import torch
 
 from refinenet.augment import Batch, Packing
 from refinenet.crops import Crops
+from refinenet.distributed import Processes
 from refinenet.files import UserError
 
 
@@ -31,8 +32,8 @@ class Loader(Iterator[Batch]):
         crops: draws the windows.
         batch: windows a step, of all processes together.
         crop, input_scale, device: as of `assemble`.
-        rank, world: this process's number and how many there are. It gets windows rank * batch // world to
-            (rank + 1) * batch // world of each step, padded as in the whole batch.
+        rank, world: this process's number and how many there are. It gets its share of each step's windows
+            (`Processes.share`), padded as in the whole batch.
         start: the first step.
         stop: the step before which to end; None: never.
         ahead: steps that are prepared while one is computed, 0 for no thread. The batches are the same.
@@ -55,7 +56,8 @@ class Loader(Iterator[Batch]):
             raise ValueError(f"rank {rank} of {world}")
         if batch < world:
             raise UserError(f"train.batch is {batch}, expected one image or more for each of the {world} processes")
-        self._feed = _Feed(crops, batch, crop, input_scale, device, rank, world, start, stop)
+        share = Processes(rank, world).share(batch)
+        self._feed = _Feed(crops, batch, crop, input_scale, device, share, start, stop)
         self._thread: threading.Thread | None = None
         self._slot = _Slot(device)
         if ahead:
@@ -157,13 +159,12 @@ class _Feed:
         crop: int,
         input_scale: float,
         device: torch.device,
-        rank: int,
-        world: int,
+        share: slice,
         start: int,
         stop: int | None,
     ) -> None:
         self._crops, self._batch, self._crop, self._input_scale = crops, batch, crop, input_scale
-        self._rank, self._world, self._step, self._stop = rank, world, start, stop
+        self._share, self._step, self._stop = share, start, stop
         self._device = device
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
@@ -174,8 +175,7 @@ class _Feed:
         """Put the next step's windows there and send them off; None after the last step."""
         if self._step == self._stop:
             return None
-        first, last = (rank * self._batch // self._world for rank in (self._rank, self._rank + 1))
-        windows = [self._crops.window(draw) for draw in self._crops.plan(self._step, self._batch)[first:last]]
+        windows = [self._crops.window(draw) for draw in self._crops.plan(self._step, self._batch)[self._share]]
         packing = Packing(windows, self._crop, self._input_scale, self._batch > 1, self._device.type != "cpu")
         filled = _Filled(slot, packing)
         if self._stream is None:
