@@ -43,7 +43,7 @@ class Transfer:
     @property
     def origin(self) -> Path:
         """Address, entity tag and size of what `partial` is the beginning of."""
-        return self.target.with_name(f".{self.target.name}.partial.from")
+        return origin_of(self.target)
 
     def run(self) -> dict[str, str]:
         """Bring the file to its target; returns its checksums."""
@@ -202,6 +202,10 @@ def _tag(response: Any) -> str:
 
 def partial_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
+
+
+def origin_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial.from")
 
 
 def size_of(path: Path) -> int:

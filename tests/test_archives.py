@@ -244,6 +244,15 @@ def test_a_file_source_that_will_not_do(
     assert only(Path("out")) == []
 
 
+def test_a_kill_right_after_the_rename_leaves_nothing_for_ever(server: Server, tmp_path: Path) -> None:
+    """The next run tidies up, whether the partial file was the last to go or came from elsewhere meanwhile."""
+    (tmp_path / "x.tar").write_bytes(DATA)
+    (tmp_path / ".x.tar.partial.from").write_text(f"{server.url}\n\n{len(DATA)}")
+    (tmp_path / ".x.tar.partial").write_bytes(DATA[:5])
+    archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+    assert server.requests == [] and only(tmp_path) == ["x.tar"]
+
+
 def test_a_target_that_is_there_is_checked_and_kept(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "x.tar"
     target.write_bytes(DATA)
