@@ -23,7 +23,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -90,7 +89,7 @@ def train(name: str, network: Mapping[str, Any], recipe: Recipe, choice: argpars
     schema = split.schema
     model = RefineNet(len(schema.classes), **network)
     model.load_backbone(load_file(choice.weights), str(choice.weights))
-    model.initialise(recipe.initial, torch.Generator().manual_seed(choice.seed))
+    training.initialise(model, split, recipe, choice.seed)
     model.to(choose_device(choice.device))
     start = time.perf_counter()
 

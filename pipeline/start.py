@@ -7,28 +7,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refinenet.config import Initial
 from refinenet.files import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from refinenet.config import Recipe
+    from refinenet.crops import Samples
     from refinenet.network import RefineNet
 
 
-def begin(start: Path, network: RefineNet, initial: Initial, seed: int) -> None:
+def begin(start: Path, network: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
     """Give `network` the weights in `start`.
 
-    Of a backbone: every new layer is drawn from `seed` (`RefineNet.initialise`). Of a pretraining: all of it goes on,
+    Of a backbone: every new layer is drawn from `seed` (`training.initialise`). Of a pretraining: all of it goes on,
     the classes too. UserError where the file is broken or was trained for another network than this.
     """
-    import torch
-
     tensors, metadata = _read(start)
     if "refinenet" not in metadata:
         check_fit(start, network)
+        from refinenet.training import initialise
+
         network.load_backbone(tensors, str(start))
-        network.initialise(initial, torch.Generator().manual_seed(seed))
+        initialise(network, images, recipe, seed)
         return
     from refinenet.network import load_tensors
 

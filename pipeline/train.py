@@ -60,9 +60,9 @@ def run(name: str) -> None:
     device = choose_device(choice.device)
     reproducible(choice.seed, choice.threads)
     model = RefineNet(len(schema.classes), **choice.network)
-    begin(start, model, choice.recipe.initial, choice.seed)
-    model.to(device)
     phases = [training.Phase(Joined([parts[part] for part in p.parts]), p.steps, p.lr) for p in wanted]
+    begin(start, model, phases[0].images, choice.recipe, choice.seed)
+    model.to(device)
     steps = sum(phase.steps for phase in phases)
 
     used = sorted({data for data, _ in parts})

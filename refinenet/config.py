@@ -15,7 +15,7 @@ PoolOrder = Literal["pool-conv", "conv-pool"]
 Upsample = Literal["bilinear", "bilinear-aligned", "bicubic"]
 Stride = Literal["3x3", "1x1"]
 Average = Literal["probability", "log"]
-Initial = Literal["gaussian", "scaled"]
+Initial = Literal["gaussian", "scaled", "levelled"]
 Precision = Literal["float32", "bfloat16"]
 
 # Bottleneck units in the four stages of each ResNet.

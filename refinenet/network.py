@@ -19,6 +19,8 @@ from refinenet.files import UserError, whole_file
 
 # "Dropout on the taps with more channels than this": stages 3 and 4 of a ResNet (add_init_net_dropout).
 _DROPOUT_ABOVE = 512
+# Of the maps of stage 1 to 4, see `RefineNet.level`; benchmarks/learning.md has what else was tried.
+LEVELS = (0.25, 0.5, 1.0, 2.0)
 
 
 class RefineNet(nn.Module):
@@ -87,7 +89,7 @@ class RefineNet(nn.Module):
 
         "gaussian": N(0, 0.01^2), the authors'. It is meant for 256 channels: a thin decoder would pass on next to
         nothing. "scaled": N(0, gain / fan-in), where 2 keeps the variance after a ReLU; what is summed onto a path
-        starts small, since nothing in a RefineNet normalises the sum.
+        starts small, since nothing in a RefineNet normalises the sum. "levelled": the same, and `level` is to follow.
         """
         gains = {"conv1": 2.0, "conv2": 0.02, "pooling": 0.1, "fusion": 0.5, "adapt": 2.0, "classifier": 0.02}
         for name, module in self.named_modules():
@@ -100,6 +102,27 @@ class RefineNet(nn.Module):
                 module.weight.normal_(0, std, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
+
+    @torch.no_grad()
+    def level(self, images: Tensor) -> None:
+        """Scale the adapting convolutions: on `images` their outputs then have the standard deviations `LEVELS`.
+
+        Ours. A RefineNet sums maps that nothing normalises, so the loudest decides at first. In some backbones that is
+        the finest, which knows least of classes.
+        """
+        outputs: dict[str, Tensor] = {}
+        hooks = [
+            module.register_forward_hook(lambda _, given, output, name=name: outputs.__setitem__(name, output))
+            for name, module in self.adapt.items()
+        ]
+        before = self.training
+        self.eval()
+        self(images)
+        self.train(before)
+        for hook in hooks:
+            hook.remove()
+        for name, module in self.adapt.items():
+            module.weight.mul_(LEVELS[int(name[-1]) - 1] / outputs[name].std())
 
     def load_backbone(self, weights: Mapping[str, Tensor], source: str) -> None:
         """Start every backbone from tensors named as in its state dict. Missing, left-over, mis-shaped: UserError."""

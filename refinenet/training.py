@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from refinenet import checkpoints as stored
-from refinenet.augment import Batch
+from refinenet.augment import Batch, assemble
 from refinenet.config import Recipe
 from refinenet.crops import Crops, Samples
 from refinenet.distributed import Processes
@@ -115,6 +115,30 @@ def train(
     return run.state.curve
 
 
+def initialise(model: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
+    """Draw the weights of the new layers as `recipe.initial` says; "levelled" looks at the first crops of `images`."""
+    model.initialise(recipe.initial, torch.Generator().manual_seed(seed))
+    if recipe.initial == "levelled":
+        windows = crops_of(images, recipe, seed).draw(0, max(recipe.batch, 8))
+        device = next(model.parameters()).device
+        model.level(assemble(windows, recipe.crop, recipe.input_scale, device).images)
+
+
+def crops_of(images: Samples, recipe: Recipe, seed: int) -> Crops:
+    """The crops that a training with this recipe sees of `images`."""
+    return Crops(
+        images,
+        recipe.crop,
+        recipe.scales,
+        recipe.flip,
+        recipe.balanced,
+        seed,
+        recipe.short_edge,
+        recipe.epochs,
+        recipe.square,
+    )
+
+
 @dataclass
 class _Run:
     model: RefineNet
@@ -147,17 +171,7 @@ class _Run:
         if state.optimiser is not None and state.phase == number:
             self.optimiser.load_state_dict(state.optimiser)
         state.phase, state.optimiser = number, None
-        crops = Crops(
-            phase.images,
-            recipe.crop,
-            recipe.scales,
-            recipe.flip,
-            recipe.balanced,
-            self.seed,
-            recipe.short_edge,
-            recipe.epochs,
-            recipe.square,
-        )
+        crops = crops_of(phase.images, recipe, self.seed)
         end = begin + phase.steps
         with Loader(
             crops,

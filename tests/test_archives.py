@@ -250,7 +250,8 @@ def test_a_kill_right_after_the_rename_leaves_nothing_for_ever(server: Server, t
     (tmp_path / ".x.tar.partial.from").write_text(f"{server.url}\n\n{len(DATA)}")
     (tmp_path / ".x.tar.partial").write_bytes(DATA[:5])
     archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
-    assert server.requests == [] and only(tmp_path) == ["x.tar"]
+    assert server.requests == []
+    assert only(tmp_path) == ["x.tar"]
 
 
 def test_a_target_that_is_there_is_checked_and_kept(server: Server, tmp_path: Path) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import toy_training
 from safetensors.torch import save_file
 
 from pipeline.start import begin
 from refinenet import RefineNet
+from refinenet.augment import assemble
+from refinenet.config import Initial
+from refinenet.data import Split
 from refinenet.files import UserError
 from refinenet.network import save
+from refinenet.training import crops_of
 
+RECIPE = toy_training.RECIPE
 THIN: dict[str, Any] = {"backbone": "resnet50", "stem": 2, "width": 4, "coarse_width": 8, "pools": 1}
 
 
@@ -27,24 +34,56 @@ def same(a: RefineNet, b: RefineNet, part: str = "") -> list[bool]:
     return [torch.equal(x, y) for (name, x), (_, y) in pairs if name.startswith(part)]
 
 
-def test_a_backbone_is_loaded_and_the_rest_is_drawn(tmp_path: Path) -> None:
+@pytest.fixture
+def images(tmp_path: Path) -> Split:
+    return toy_training.write(tmp_path / "train.arrow")
+
+
+def test_a_backbone_is_loaded_and_the_rest_is_drawn(tmp_path: Path, images: Split) -> None:
     trained, path = network(1), tmp_path / "resnet50.safetensors"
     save_file(trained.backbones[0].state_dict(), path)
     first, again, other = network(2), network(3), network(2)
-    begin(path, first, "scaled", 5)
-    begin(path, again, "scaled", 5)
-    begin(path, other, "scaled", 6)
+    begin(path, first, images, RECIPE, 5)
+    begin(path, again, images, RECIPE, 5)
+    begin(path, other, images, RECIPE, 6)
     assert all(same(trained, first, "backbones"))
     assert all(same(first, again))
     assert not all(same(first, other))
 
 
-def test_a_pretraining_goes_on_with_the_whole_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("initial", ["scaled", "levelled"])
+def test_a_pretraining_goes_on_with_the_whole_network(tmp_path: Path, images: Split, initial: Initial) -> None:
     trained, path = network(1), tmp_path / "voc-coco.safetensors"
     save(trained, path, {"classes": ("a", "b", "c")})
     after = network(2, dropout=0.1)
-    begin(path, after, "scaled", 5)
+    begin(path, after, images, replace(RECIPE, initial=initial), 5)
     assert all(same(trained, after))
+
+
+@pytest.mark.parametrize("cascade", ["four", "four-two-scale"])
+def test_levelled_maps_are_equally_far_apart_whatever_the_backbone_gives(
+    tmp_path: Path, images: Split, cascade: str
+) -> None:
+    trained, path = network(1, cascade=cascade), tmp_path / "resnet50.safetensors"
+    for stage, times in (("layer1", 300.0), ("layer4", 0.01)):
+        for block in getattr(trained.backbones[0], stage):
+            block.bn3.weight.data.mul_(times)
+    save_file(trained.backbones[0].state_dict(), path)
+    levelled, scaled = network(2, cascade=cascade), network(2, cascade=cascade)
+    begin(path, levelled, images, replace(RECIPE, initial="levelled"), 5)
+    begin(path, scaled, images, RECIPE, 5)
+    windows = crops_of(images, RECIPE, 5).draw(0, 8)
+    batch = assemble(windows, RECIPE.crop, RECIPE.input_scale, torch.device("cpu")).images
+    found = {}
+    for name, convolution in levelled.adapt.items():
+        convolution.register_forward_hook(lambda m, i, output, name=name: found.__setitem__(name, output.std().item()))
+    assert levelled.training
+    with torch.no_grad():
+        levelled.eval()(batch)
+    assert found == pytest.approx({name: (0.25, 0.5, 1.0, 2.0)[int(name[-1]) - 1] for name in found}, rel=1e-4)
+    assert len(found) == len(levelled.adapt)
+    for (name, one), (_, other) in zip(levelled.named_parameters(), scaled.named_parameters(), strict=True):
+        assert torch.equal(one, other) != name.startswith("adapt"), name
 
 
 @pytest.mark.parametrize(
@@ -55,18 +94,18 @@ def test_a_pretraining_goes_on_with_the_whole_network(tmp_path: Path) -> None:
         ({"mean": (128.0, 128.0, 128.0)}, r"a network with mean None, expected \[128\.0, 128\.0, 128\.0\]"),
     ],
 )
-def test_another_network_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_another_network_is_named(tmp_path: Path, images: Split, changes: dict[str, Any], message: str) -> None:
     path = tmp_path / "voc-coco.safetensors"
     save(network(1), path, {})
     with pytest.raises(UserError, match=message):
-        begin(path, network(2, **changes), "scaled", 0)
+        begin(path, network(2, **changes), images, RECIPE, 0)
 
 
-def test_no_file_and_half_a_file(tmp_path: Path) -> None:
+def test_no_file_and_half_a_file(tmp_path: Path, images: Split) -> None:
     path = tmp_path / "voc-coco.safetensors"
     with pytest.raises(UserError, match=r"voc-coco\.safetensors: no such file"):
-        begin(path, network(0), "scaled", 0)
+        begin(path, network(0), images, RECIPE, 0)
     save(network(1), path, {})
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="cut short"):
-        begin(path, network(0), "scaled", 0)
+        begin(path, network(0), images, RECIPE, 0)
