@@ -122,7 +122,7 @@ class RefineNet(nn.Module):
         for hook in hooks:
             hook.remove()
         for name, module in self.adapt.items():
-            module.weight.mul_(LEVELS[int(name[-1]) - 1] / outputs[name].std())
+            module.get_parameter("weight").mul_(LEVELS[int(name[-1]) - 1] / outputs[name].std())
 
     def load_backbone(self, weights: Mapping[str, Tensor], source: str) -> None:
         """Start every backbone from tensors named as in its state dict. Missing, left-over, mis-shaped: UserError."""
