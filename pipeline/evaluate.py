@@ -1,5 +1,7 @@
 """Stage `evaluate`: a trained model on the validation images -> metrics/<data>/<experiment>.json, predictions/.
 
+Of an experiment that repeats another from a further seed the metrics go to metrics/seeds/.
+
 One pass over the images answers every protocol that the tables ask of this model.
 """
 
@@ -134,7 +136,7 @@ def run(name: str) -> None:
             log.scores({f"{protocol}/iou/{k}": v for k, v in told["iou"].items()})
         winner, baseline = most_frequent(counts[last])
         metrics = {
-            "experiment": name,
+            "experiment": choice.of or name,
             "dataset": choice.data,
             "split": split.schema.split,
             "profile": choice.profile,
@@ -160,7 +162,7 @@ def run(name: str) -> None:
             # Plain .npy files: an .npz carries the time it was written at.
             for protocol, table in counts.items():
                 np.save(folder / f"confusion-{protocol}.npy", table)
-        with whole_file(Path("metrics") / choice.data / f"{name}.json") as part:
+        with whole_file(Path("metrics") / ("seeds" if choice.of else choice.data) / f"{name}.json") as part:
             part.write_text(json.dumps(metrics, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
         for file in sorted(target.glob("*.png")):
             log.artifact(file, "predictions")

@@ -155,6 +155,8 @@ class Train:
 class Evaluate:
     """Settings of `evaluate`. `protocols`: name in the tables -> how to test; `pictures`: how many are kept.
 
+    `of`: the experiment that this one repeats from another seed, which is the training's, as `seed` is; None: it
+    repeats none.
     `tile`: side, in pixels of the scaled image, above which it is cut into overlapping tiles. `batch`: images of one
     size that go through the network together. `precision`, `channels_last`, `compiled`: as of a training. `fast`: norms
     folded into the convolutions, on a CPU in float32 also Winograd's convolution (refinenet/fast.py).
@@ -167,6 +169,7 @@ class Evaluate:
     device: str
     threads: int
     seed: int
+    of: str | None = None
     short_edge: tuple[int, int] | None = None
     average: Average = "probability"
     pictures: int = 4
@@ -217,6 +220,16 @@ class Pretraining(Training):
 
 
 @dataclass(frozen=True)
+class Seed:
+    """A row of params.yaml: the experiment `of` once more, from `seed`. Data and start are as of the experiment."""
+
+    of: str
+    seed: int
+    data: str
+    start: str
+
+
+@dataclass(frozen=True)
 class Params:
     """params.yaml. Its lists name stages of the graph; dvc.yaml loops over them. `own`: a user's own data sets."""
 
@@ -226,6 +239,7 @@ class Params:
     tables: tuple[str, ...]
     experiments: Mapping[str, Experiment]
     pretrainings: Mapping[str, Pretraining] = field(default_factory=dict)
+    seeds: Mapping[str, Seed] = field(default_factory=dict)
     own: tuple[str, ...] = ()
 
 
@@ -295,6 +309,7 @@ def _checker(kind: Hashable) -> Any:
         Protocol,
         Experiment,
         Pretraining,
+        Seed,
         Params,
         Phase,
         Profile,

@@ -32,6 +32,7 @@ from pipeline.schema import (
     Prepare,
     Pretraining,
     Profile,
+    Seed,
     Train,
     Training,
     Weights,
@@ -43,6 +44,7 @@ from refinenet.files import UserError, whole_file
 SETTINGS = Path("settings.json")
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
+SEEDS = Path("metrics/seeds")
 
 _OWN = ("prepare", "rendered", "network", "train", "evaluate", "phases")
 
@@ -160,11 +162,31 @@ def resolve() -> dict[str, dict[str, Any]]:
             "input_scale": settings["train"][name]["recipe"].get("input_scale", 1.2),
             **_merge(evaluate, experiment.evaluate),
         }
+    for name, again in params.seeds.items():
+        _check_seed(name, again, params, profile)
+        settings["train"][name] = {**settings["train"][again.of], "seed": again.seed}
+        settings["evaluate"][name] = {**settings["evaluate"][again.of], "seed": again.seed, "of": again.of}
     for stage, entries in settings.items():
         for name, values in entries.items():
             made: Any = build(STAGES[stage], values, f"{where}: {stage} of {name}")
             entries[name] = _plain(asdict(made))
     return settings
+
+
+def _check_seed(name: str, again: Seed, params: Params, profile: Profile) -> None:
+    row = f"{PARAMS}: seeds.{name}"
+    experiment = params.experiments.get(again.of)
+    if experiment is None:
+        raise UserError(f"{row}.of is {again.of!r}, expected one of {', '.join(params.experiments)}")
+    if again.of in profile.models:
+        raise UserError(f"{row}: {again.of} has finished weights in profile {params.profile}, no seed to change")
+    if again.seed < 0 or again.seed == profile.seed:
+        raise UserError(f"{row}.seed is {again.seed}, expected another one than the profile's, {profile.seed}")
+    if name != f"{again.of}-seed{again.seed}":
+        raise UserError(f"{row}: expected the name {again.of}-seed{again.seed}")
+    for key in ("data", "start"):
+        if getattr(again, key) != getattr(experiment, key):
+            raise UserError(f"{row}.{key} is {getattr(again, key)!r}, expected {getattr(experiment, key)!r}")
 
 
 def _training(name: str, training: Training, params: Params, profile: Profile, where: str) -> dict[str, Any]:
@@ -284,6 +306,9 @@ def run() -> None:
     """Write settings.json."""
     settings = resolve()
     check_machine(settings)
+    for file in sorted(SEEDS.glob("*.json")):
+        if file.stem not in settings["train"]:
+            raise UserError(f"{file}: {PARAMS} has no seeds.{file.stem} any more; remove the file, or tables count it")
     with whole_file(SETTINGS) as part:
         part.write_text(json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
