@@ -31,10 +31,13 @@ def test_nothing_large_but_the_starter_remote(tracked: list[Path]) -> None:
     assert [path for path, size in sizes.items() if size > 1e6 and path.parts[0] != "starter"] == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/data.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))],
+)
 def test_links_lead_somewhere(name: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", (ROOT / name).read_text())
-    assert links or name == "CONTRIBUTING.md"
+    assert links or name in ("CONTRIBUTING.md", "docs/differences.md")
     assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
 
 
@@ -60,7 +63,10 @@ def test_the_profile_shown_in_the_readme_is_the_file() -> None:
     assert yaml.safe_load(textwrap.dedent(shown[0])) == yaml.safe_load((ROOT / "profiles/voc-files.yaml").read_text())
 
 
-def test_the_tables_on_the_data_are_those_of_the_code_and_the_paper_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["data", "reproducing"])
+def test_generated_tables_are_those_of_the_code_and_the_paper_profile(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    made = runpy.run_path("docs/data.py")["page"]()
-    assert made == (ROOT / "docs/data.md").read_text(encoding="utf-8"), "python docs/data.py renews them"
+    made = runpy.run_path("docs/generated.py")["page"](name)
+    assert made == (ROOT / f"docs/{name}.md").read_text(encoding="utf-8"), "python docs/generated.py renews them"
