@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
-from refinenet.config import Average, Cascade, Config, Precision, Protocol, Recipe
+from refinenet.config import SMALLEST_TILE, Average, Cascade, Config, Precision, Protocol, Recipe
 from refinenet.files import UserError
 
 
@@ -183,8 +183,8 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise UserError(f"evaluate.batch is {self.batch}, expected 1 or more")
-        if self.tile is not None and self.tile < 256:
-            raise UserError(f"evaluate.tile is {self.tile} pixels a side, expected 256 or more")
+        if self.tile is not None and self.tile < SMALLEST_TILE:
+            raise UserError(f"evaluate.tile is {self.tile} pixels a side, expected {SMALLEST_TILE} or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,24 +54,29 @@ def _apply(maps: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 
 def _cubic(inputs: int, outputs: int, scale: Any, shrink: Any, like: Tensor) -> Tensor:
-    """Matrix outputs x inputs of Keys' kernel (a = -0.5) at half-pixel centres, the border mirrored.
+    """Matrix outputs x inputs of Keys' kernel. Each row sums to 1."""
+    rows = torch.arange(outputs, device=like.device, dtype=torch.float64)
+    positions, weights = keys_taps(rows, inputs, scale, shrink)
+    matrix = torch.zeros(outputs, inputs, dtype=torch.float64, device=like.device)
+    return matrix.scatter_add(1, positions, weights).to(like.dtype)
 
-    The kernel is widened by 1 / shrink, against aliasing. Each row sums to 1.
+
+def keys_taps(rows: Tensor, inputs: int, scale: Any, shrink: Any) -> tuple[Tensor, Tensor]:
+    """Positions (int64) and weights, both rows x taps, by which `inputs` pixels make the pixels `rows` (float64).
+
+    Keys' kernel (a = -0.5) at half-pixel centres, widened by 1 / shrink against aliasing, the border mirrored.
     """
     reach = 2 / shrink
-    centres = (torch.arange(outputs, device=like.device, dtype=torch.float64) + 0.5) / scale - 0.5
-    taps = torch.arange(torch.sym_int(2 * reach) + 2, device=like.device)
+    centres = (rows + 0.5) / scale - 0.5
+    taps = torch.arange(torch.sym_int(2 * reach) + 2, device=rows.device)
     positions = torch.floor(centres - reach).long()[:, None] + taps
     x = ((centres[:, None] - positions) * shrink).abs()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
-    weights = weights / weights.sum(1, keepdim=True)
     # The period as a tensor: as a number it could not be left open in an ONNX graph.
     mirrored = positions.remainder(torch.full_like(taps[0], 2 * inputs))
-    mirrored = torch.minimum(mirrored, 2 * inputs - 1 - mirrored)
-    matrix = torch.zeros(outputs, inputs, dtype=torch.float64, device=like.device)
-    return matrix.scatter_add(1, mirrored, weights).to(like.dtype)
+    return torch.minimum(mirrored, 2 * inputs - 1 - mirrored), weights / weights.sum(1, keepdim=True)
 
 
 class ResidualConvUnit(nn.Module):

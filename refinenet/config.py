@@ -18,6 +18,8 @@ Average = Literal["probability", "log"]
 Initial = Literal["gaussian", "scaled", "levelled"]
 Precision = Literal["float32", "bfloat16"]
 
+SMALLEST_TILE = 256  # pixels a side; of less the borders would be most
+
 # Bottleneck units in the four stages of each ResNet.
 RESNETS: Mapping[str, tuple[int, int, int, int]] = {
     "resnet50": (3, 4, 6, 3),

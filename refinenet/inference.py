@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refinenet.blocks import imresize, resize
-from refinenet.config import Average, Precision, Protocol, Resizing
+from refinenet.config import SMALLEST_TILE, Average, Precision, Protocol, Resizing
 from refinenet.crf import DenseCRF
 from refinenet.data import Array
 from refinenet.files import UserError
-from refinenet.tiles import SMALLEST, Span, imresize_window, tiled
+from refinenet.tiles import Span, imresize_window, tiled
 
 if TYPE_CHECKING:
     from refinenet.network import RefineNet
@@ -99,8 +99,8 @@ def predict_many(
     Images of one size once they are scaled go through the network together, all of them at once. The sums of a batch
     may be taken in another order than those of one image: two classes within a rounding error may change places.
     """
-    if tile is not None and tile < SMALLEST:
-        raise UserError(f"tile is {tile} pixels a side, expected {SMALLEST} or more")
+    if tile is not None and tile < SMALLEST_TILE:
+        raise UserError(f"tile is {tile} pixels a side, expected {SMALLEST_TILE} or more")
     device = next(model.parameters()).device
     views = sorted({view for protocol in protocols.values() for view in _views(protocol)})
     groups: dict[tuple[Size, ...], list[int]] = {}

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from refinenet.blocks import keys_taps
+
 Span = tuple[int, int]  # first and one past the last pixel of a row or column of the scaled image
 
 GRID = 64  # pixels: the coarsest map has a cell every 32, in a network that also takes the image at half its size 64
 STRIDE = 4  # pixels a logit: the network's output is a quarter of its input, rounded up
-SMALLEST = 256  # pixels a side; of less the borders would be most
 _SHARE = 4  # an overlap is this part of a tile's side
 
 
@@ -101,24 +102,15 @@ def imresize_window(images: Tensor, size: Sequence[int], rows: Span, columns: Sp
 def _cubic_rows(inputs: int, outputs: int, span: Span, device: torch.device) -> tuple[int, int, Tensor]:
     """(first, stop, matrix): rows `span` of the matrix of `blocks.imresize`, of its columns those from first to stop.
 
-    The others are 0 there. Computed by the same steps in float64.
+    The others are 0 there.
     """
     scale = outputs / inputs
     shrink = min(scale, 1.0)
     reach = 2 / shrink
-    centres = (torch.arange(*span, device=device, dtype=torch.float64) + 0.5) / scale - 0.5
-    taps = torch.arange(int(2 * reach) + 2, device=device)
-    positions = torch.floor(centres - reach).long()[:, None] + taps
-    x = ((centres[:, None] - positions) * shrink).abs()
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
-    weights = weights / weights.sum(1, keepdim=True)
-    mirrored = positions.remainder(2 * inputs)
-    mirrored = torch.minimum(mirrored, 2 * inputs - 1 - mirrored)
+    positions, weights = keys_taps(torch.arange(*span, device=device, dtype=torch.float64), inputs, scale, shrink)
     # All of these lie between the first and the last position: mirrored ones are nearer to the border than the others
     # reach inwards. From the numbers alone, so that the device is not waited for.
     first = max(0, math.floor((span[0] + 0.5) / scale - 0.5 - reach) - 1)
-    stop = min(inputs, math.floor((span[1] - 0.5) / scale - 0.5 - reach) + len(taps) + 1)
+    stop = min(inputs, math.floor((span[1] - 0.5) / scale - 0.5 - reach) + positions.shape[1] + 1)
     matrix = torch.zeros(span[1] - span[0], stop - first, dtype=torch.float64, device=device)
-    return first, stop, matrix.scatter_add(1, mirrored - first, weights).float()
+    return first, stop, matrix.scatter_add(1, positions - first, weights).float()
