@@ -1,6 +1,6 @@
 """Stage `evaluate`: a trained model on the validation images -> metrics/<data>/<experiment>.json, predictions/.
 
-Of an experiment that repeats another from a further seed the metrics go to metrics/seeds/.
+Of an experiment that repeats another from a further seed the metrics go to metrics/seeds/<data>/.
 
 One pass over the images answers every protocol that the tables ask of this model.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import progress, settings
+from pipeline.files import dvc_md5
 from pipeline.pictures import GAP, colour
 from pipeline.stage import main
 from pipeline.tracking import track
@@ -142,6 +143,7 @@ def run(name: str) -> None:
             "profile": choice.profile,
             "seed": choice.seed,
             "images": len(split),
+            "weights": {"md5": dvc_md5(trained.path)},
             "network": {
                 "backbone": config.backbone,
                 "cascade": config.cascade if isinstance(config.cascade, str) else "own",
@@ -162,7 +164,7 @@ def run(name: str) -> None:
             # Plain .npy files: an .npz carries the time it was written at.
             for protocol, table in counts.items():
                 np.save(folder / f"confusion-{protocol}.npy", table)
-        with whole_file(Path("metrics") / ("seeds" if choice.of else choice.data) / f"{name}.json") as part:
+        with whole_file(Path("metrics", *(["seeds"] if choice.of else []), choice.data, f"{name}.json")) as part:
             part.write_text(json.dumps(metrics, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
         for file in sorted(target.glob("*.png")):
             log.artifact(file, "predictions")

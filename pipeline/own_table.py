@@ -1,40 +1,46 @@
-"""The table of a user's own data set: metrics/<data>/*.json -> results/<data>_table.csv and .md.
+"""The table of a user's own data set: metrics/<data>/*.json -> results/<data>_table.csv, .md and .tex.
 
 One row for each experiment of params.yaml on it and each protocol, numbers as the paper prints them: percent, one
-decimal, "" for a class that no mask has. Columns: data_set, experiment, backbone, cascade, pools, protocol,
-pixel_accuracy, mean_accuracy, mean_iou, `iou <class>` for each class; evaluated_on, images, seed, profile, notes.
+decimal, "" for a class that no mask has; over several seeds their mean. Columns: data_set, experiment, backbone,
+cascade, pools, protocol, pixel_accuracy, mean_accuracy, mean_iou; mean_iou_low, mean_iou_high (95 % interval),
+mean_iou_spread (standard deviation over seeds, "" for one); `iou <class>` for each class; evaluated_on, images, seed,
+seeds (how many), profile, notes.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import scores, settings, tables
+from pipeline import latex, scores, settings, tables
 from pipeline.published import NOT_PRINTED, PROTOCOLS, published
-from pipeline.scores import Protocol, Scores
+from pipeline.scores import Scores, Seeds
 from refinenet.files import UserError
 
 COLUMNS = ("data_set", "experiment", "backbone", "cascade", "pools", "protocol")
 MEASURES = {"pixel_accuracy": "Pixel acc.", "mean_accuracy": "Mean acc.", "mean_iou": "IoU"}
-BEHIND = ("evaluated_on", "images", "seed", "profile", "notes")
+PARTS = ("mean_iou_low", "mean_iou_high", "mean_iou_spread")
+BEHIND = ("evaluated_on", "images", "seed", "seeds", "profile", "notes")
 WIDTH = 256  # of the paper's decoder
 
 
-def _runs(name: str, root: Path) -> tuple[str, list[str], list[Scores]]:
+def _runs(name: str, root: Path) -> tuple[str, list[str], list[Seeds]]:
     """Title and classes of the data set `name`, and the scores of its experiments in the order of params.yaml."""
     resolved = settings.resolve() if settings.PARAMS.is_file() else {}
     own = {data: value["own"] for data, value in resolved.get("prepare", {}).items() if value["own"] is not None}
     if name not in own:
         raise UserError(f"no table {name!r}; the tables are {', '.join([*published(), *own])}")
-    experiments = [experiment for experiment, value in resolved["evaluate"].items() if value["data"] == name]
+    # What repeats an experiment from another seed has no row of its own.
+    evaluated = resolved["evaluate"].items()
+    experiments = [one for one, value in evaluated if value["data"] == name and not value.get("of")]
     stale = {file.stem for file in (root / "metrics" / name).glob("*.json")} - set(experiments)
     for experiment in sorted(stale):
         print(f"{scores.path(experiment, name)}: left out, no experiment of {settings.PARAMS}")
-    runs = [scores.load(experiment, root, name) for experiment in experiments]
+    runs = [scores.seeds(experiment, root, name) for experiment in experiments]
     classes = own[name]["classes"]
-    for run in runs:
+    for run in (run for same in runs for run in same.runs):
         if any(set(protocol.iou) != set(classes) for protocol in run.protocols.values()):
             raise UserError(f"{run.file}: not the classes {', '.join(classes)}; `evaluate {run.experiment}` renews it")
     return own[name]["title"] or name, classes, runs
@@ -50,37 +56,75 @@ def _notes(run: Scores) -> list[str]:
     return run.absent() + thin
 
 
-def _numbers(protocol: Protocol, classes: list[str]) -> list[str]:
-    values = [getattr(protocol, measure) for measure in MEASURES] + [protocol.iou[one] for one in classes]
-    return [tables.percent(value) for value in values]
+@dataclass(frozen=True)
+class Line:
+    """An experiment under a protocol; all texts as the csv has them."""
+
+    runs: Seeds
+    protocol: str
+    measures: list[str]
+    interval: tuple[str, str]
+    spread: str
+    iou: list[str]
+
+    def left(self) -> list[str]:
+        """The first columns."""
+        run, network = self.runs.first, self.runs.first.network
+        return [run.dataset, run.experiment, network.backbone, network.cascade, str(network.pools), self.protocol]
+
+    def csv(self) -> list[str]:
+        """The row of the csv."""
+        run, seeds = self.runs.first, [str(run.seed) for run in self.runs.runs]
+        behind = [run.split, str(run.images), " ".join(seeds), str(len(seeds)), run.profile, "; ".join(_notes(run))]
+        return [*self.left(), *self.measures, *self.interval, self.spread, *self.iou, *behind]
+
+    def shown(self) -> list[str]:
+        """The row for reading, without the classes."""
+        words = [*self.left()[1:-1], PROTOCOLS.get(self.protocol, self.protocol)]
+        seeds = str(len(self.runs.runs)) + (f" (± {self.spread})" if self.spread else "")
+        return [*words, *(text or NOT_PRINTED for text in self.measures), tables.interval(*self.interval), seeds]
 
 
-def _left(run: Scores, protocol: str) -> list[str]:
-    network = run.network
-    return [run.dataset, run.experiment, network.backbone, network.cascade, str(network.pools), protocol]
+def _line(runs: Seeds, protocol: str, classes: list[str]) -> Line:
+    """The numbers of a row."""
+    low, high = runs.interval(protocol, "mean_iou") or (None, None)
+    return Line(
+        runs,
+        protocol,
+        [tables.percent(runs.mean(protocol, measure)) for measure in MEASURES],
+        (tables.percent(low), tables.percent(high)),
+        tables.percent(runs.spread(protocol, "mean_iou")),
+        [tables.percent(runs.mean(protocol, f"iou {one}")) for one in classes],
+    )
 
 
 def forms(name: str, root: Path = Path()) -> dict[str, str]:
-    """Suffix -> the text of the table, as csv and as Markdown; UserError where a metric is missing."""
-    title, classes, runs = _runs(name, root)
-    rows = [(run, protocol, run.protocols[protocol]) for run in runs for protocol in _in_order(run)]
+    """Suffix -> the text of the table, as csv, Markdown and LaTeX; UserError where a metric is missing."""
+    title, classes, found = _runs(name, root)
+    rows = [_line(runs, protocol, classes) for runs in found for protocol in _in_order(runs.first)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *MEASURES, *(f"iou {one}" for one in classes), *BEHIND])
-    for run, protocol, values in rows:
-        behind = [run.split, str(run.images), str(run.seed), run.profile, "; ".join(_notes(run))]
-        writer.writerow([*_left(run, protocol), *_numbers(values, classes), *behind])
-    head = ["Experiment", "Backbone", "Cascade", "Pools", "Protocol", *MEASURES.values(), *classes]
-    shown = [
-        [*left[1:-1], PROTOCOLS.get(left[-1], left[-1]), *(number or NOT_PRINTED for number in numbers)]
-        for left, numbers in ((_left(run, protocol), _numbers(values, classes)) for run, protocol, values in rows)
-    ]
-    page = [f"# {title}", "", "Pixel accuracy, mean accuracy, mean IoU and each class's IoU, in percent.", ""]
-    page += [*tables.markdown(list(map(_cell, head)), 5, [list(map(_cell, row)) for row in shown]), ""]
-    for run in runs:
-        told = [f"`{run.experiment}`: {run.images} images of {name} {run.split}", f"seed {run.seed}"]
-        page.append("- " + "; ".join([*told, f"profile {run.profile}", *_notes(run)]))
-    return {"csv": text.getvalue(), "md": "\n".join(page) + "\n"}
+    writer.writerow([*COLUMNS, *MEASURES, *PARTS, *(f"iou {one}" for one in classes), *BEHIND])
+    writer.writerows(row.csv() for row in rows)
+    head = ["Experiment", "Backbone", "Cascade", "Pools", "Protocol", *MEASURES.values(), "95 % interval", "Seeds"]
+    lead = "Pixel accuracy, mean accuracy, mean IoU with its 95 % interval and each class's IoU, in percent."
+    notes = []
+    for runs in found:
+        run, seeds = runs.first, [str(run.seed) for run in runs.runs]
+        told = [f"`{run.experiment}`: {run.images} images of {name} {run.split}"]
+        told += [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}", f"profile {run.profile}", *_notes(run)]
+        notes.append("; ".join(told))
+    shown = [[*row.shown(), *(text or NOT_PRINTED for text in row.iou)] for row in rows]
+    page = [f"# {title}", "", lead, ""]
+    page += [*tables.markdown(list(map(_cell, [*head, *classes])), 5, [list(map(_cell, row)) for row in shown]), ""]
+    page += [f"- {note}" for note in notes]
+    # LaTeX: the classes in a table of their own, one a line, as there may be hundreds.
+    upper = [latex.Row(row.shown()) for row in rows]
+    lower = [latex.Row([one, *(row.iou[i] or NOT_PRINTED for row in rows)]) for i, one in enumerate(classes)]
+    columns = [f"{row.runs.first.experiment}, {PROTOCOLS.get(row.protocol, row.protocol)}" for row in rows]
+    tex = latex.table(f"{title}. {lead}", f"tab:{name}", head, 5, upper, notes)
+    tex += "\n" + latex.long_table(f"{title}: IoU in percent", f"tab:{name}-classes", ["Class", *columns], 1, lower)
+    return {"csv": text.getvalue(), "md": "\n".join(page) + "\n", "tex": tex}
 
 
 def _cell(text: str) -> str:

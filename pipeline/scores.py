@@ -1,4 +1,7 @@
-"""Read metrics/<data>/<experiment>.json, which `evaluate` writes, and check what it says before a table repeats it."""
+"""Read metrics/<data>/<experiment>.json, which `evaluate` writes, and check what it says before a table repeats it.
+
+The same experiment from further seeds lies in metrics/seeds/<experiment>-seed<k>.json.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,27 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from refinenet.files import UserError
 
+FURTHER = Path("metrics", "seeds")
+
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way of testing. Scores are fractions, 0 to 1; the IoU of a class that no truth has is None."""
+    """One way of testing. Scores are fractions, 0 to 1; the IoU of a class that no truth has is None.
+
+    `interval`: in which the mean IoU lies with 95 %, over images drawn anew; None in files that have none.
+    """
 
     scales: tuple[float, ...]
     pixel_accuracy: float
     mean_accuracy: float
     mean_iou: float
     iou: Mapping[str, float | None]
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class Network:
 class Scores:
     """How one trained model scored: on which images, under which protocols.
 
-    `most_frequent`: (class, mean IoU) of always answering the most frequent class, the floor of any score.
+    `most_frequent`: (class, mean IoU) of always answering the most frequent class, the floor of any score. `weights`:
+    md5 of the model's file, "" in metrics that do not tell.
     """
 
     experiment: str
@@ -48,10 +59,8 @@ class Scores:
     network: Network
     most_frequent: tuple[str, float]
     protocols: Mapping[str, Protocol]
-
-    @property
-    def file(self) -> Path:
-        return path(self.experiment, self.dataset)
+    file: Path
+    weights: str = ""
 
     def absent(self) -> list[str]:
         """Says where the mean is over fewer classes than the data set has."""
@@ -59,11 +68,15 @@ class Scores:
         present = sum(value is not None for value in iou.values())
         return [] if present == len(iou) else [f"{present} of {len(iou)} classes occur"]
 
+    def protocol(self, name: str) -> Protocol:
+        """The scores under a protocol; UserError where it was not tested."""
+        if name not in self.protocols:
+            raise UserError(f"{self.file}: no protocol {name!r}, only {', '.join(self.protocols)}")
+        return self.protocols[name]
+
     def value(self, protocol: str, metric: str) -> float | None:
         """A score by the metric's name in published.yaml: "mean_iou", or "iou <class>". None: no such pixel."""
-        chosen = self.protocols.get(protocol)
-        if chosen is None:
-            raise UserError(f"{self.file}: no protocol {protocol!r}, only {', '.join(self.protocols)}")
+        chosen = self.protocol(protocol)
         kind, _, name = metric.partition(" ")
         if kind != "iou":
             return float(getattr(chosen, metric))
@@ -72,9 +85,68 @@ class Scores:
         return chosen.iou[name]
 
 
+@dataclass(frozen=True)
+class Seeds:
+    """An experiment from one seed or several, its own run first; what differs between them is chance."""
+
+    runs: tuple[Scores, ...]
+
+    @property
+    def first(self) -> Scores:
+        return self.runs[0]
+
+    def values(self, protocol: str, metric: str) -> list[float]:
+        """A score of each run; [] where a run has none."""
+        found = [run.value(protocol, metric) for run in self.runs]
+        return [] if None in found else [value for value in found if value is not None]
+
+    def mean(self, protocol: str, metric: str) -> float | None:
+        """The score, over several seeds their mean."""
+        values = self.values(protocol, metric)
+        return fmean(values) if values else None
+
+    def spread(self, protocol: str, metric: str) -> float | None:
+        """Standard deviation over seeds (of a sample: n - 1); None for one seed."""
+        values = self.values(protocol, metric)
+        return stdev(values) if len(values) > 1 else None
+
+    def interval(self, protocol: str, metric: str) -> tuple[float, float] | None:
+        """The 95 % interval of the mean IoU, over several seeds the mean of its ends: that of one run, images redrawn.
+
+        It says how far other images would move the score, `spread` how far another seed would. None for other scores.
+        """
+        ends = [run.protocol(protocol).interval for run in self.runs]
+        if metric != "mean_iou" or None in ends:
+            return None
+        low, high = zip(*(end for end in ends if end is not None), strict=True)
+        return fmean(low), fmean(high)
+
+
 def path(experiment: str, dataset: str) -> Path:
     """Where the metrics of an experiment on this data set lie, from the project's root."""
     return Path("metrics", dataset, f"{experiment}.json")
+
+
+def seeds(experiment: str, root: Path = Path(), dataset: str | None = None) -> Seeds:
+    """The scores of an experiment and of its repetitions in `root`/metrics/seeds/<dataset>, by seed.
+
+    UserError where a repetition is of another data set, profile or network, or has the seed of another one.
+    """
+    first = load(experiment, root, dataset)
+    folder = FURTHER / first.dataset
+    found = sorted((root / folder).glob(f"{experiment}-seed*.json"))
+    named = [file for file in found if file.stem.removeprefix(f"{experiment}-seed").isdecimal()]
+    further = [_read(folder / file.name, experiment, first.dataset, root) for file in named]
+    runs = [first]
+    for run in sorted(further, key=lambda run: run.seed):
+        for what in ("split", "profile", "images", "network"):
+            ours, theirs = getattr(run, what), getattr(first, what)
+            if ours != theirs:
+                raise UserError(f"{run.file}: {what} {ours}, {first.file} has {theirs}; renew or remove it")
+        if same := [other for other in runs if other.seed == run.seed]:
+            raise UserError(f"{run.file}: seed {run.seed} is also that of {same[0].file}")
+        runs.append(run)
+    return Seeds(tuple(runs))
 
 
 def _fraction(value: Any) -> float:
@@ -89,7 +161,18 @@ def load(experiment: str, root: Path = Path(), dataset: str | None = None) -> Sc
     Without `dataset` it is what the experiment's name begins with, as in all of the paper's tables: voc-res101.
     """
     dataset = dataset or experiment.partition("-")[0]
-    file = path(experiment, dataset)
+    return _read(path(experiment, dataset), experiment, dataset, root)
+
+
+def _interval(protocol: Mapping[str, Any]) -> tuple[float, float] | None:
+    if "interval" not in protocol:
+        return None
+    low, high = map(_fraction, protocol["interval"]["mean_iou"])
+    return low, high
+
+
+def _read(file: Path, experiment: str, dataset: str, root: Path) -> Scores:
+    """The metrics in `root`/`file`."""
     try:
         read = json.loads((root / file).read_text(encoding="utf-8"))
         if (read["experiment"], read["dataset"]) != (experiment, dataset):
@@ -115,9 +198,12 @@ def load(experiment: str, root: Path = Path(), dataset: str | None = None) -> Sc
                     mean_accuracy=_fraction(protocol["mean_accuracy"]),
                     mean_iou=_fraction(protocol["mean_iou"]),
                     iou={name: None if iou is None else _fraction(iou) for name, iou in protocol["iou"].items()},
+                    interval=_interval(protocol),
                 )
                 for name, protocol in read["protocols"].items()
             },
+            file=file,
+            weights=str(read["weights"]["md5"]) if "weights" in read else "",
         )
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; `evaluate {experiment}` makes it") from None

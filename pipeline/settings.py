@@ -306,7 +306,7 @@ def run() -> None:
     """Write settings.json."""
     settings = resolve()
     check_machine(settings)
-    for file in sorted(SEEDS.glob("*.json")):
+    for file in sorted(SEEDS.glob("*/*.json")):
         if file.stem not in settings["train"]:
             raise UserError(f"{file}: {PARAMS} has no seeds.{file.stem} any more; remove the file, or tables count it")
     with whole_file(SETTINGS) as part:

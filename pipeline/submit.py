@@ -1,24 +1,27 @@
 """Write the archive that the test server of VOC or Cityscapes takes (the paper's tables 4 and 5), checked first.
 
 Beside the archive a .json notes which model, data and settings made it. Finished predictions are kept until the archive
-is written, so that a run that was interrupted goes on where it was.
+is written, so that a run that was interrupted goes on where it was. What the server answers, `record` notes in
+metrics/servers/, from where the tables take it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline import progress, settings
+from pipeline import datasets, progress, server_answers, server_scores, settings
 from pipeline.files import dvc_md5
 from pipeline.published import published
 from pipeline.servers import COMPETITIONS, SERVERS, Server
@@ -34,6 +37,8 @@ examples:
   python -m pipeline.submit cityscapes --output submissions/first.zip
   python -m pipeline.submit voc --partial                         a trial with what is prepared, not for upload
   python -m pipeline.submit check submissions/first.zip --data cityscapes
+  python -m pipeline.submit record voc --experiment voc-res152 --file answer.txt --link http://host.robots.ox.ac.uk:8080/...
+  python -m pipeline.submit record cityscapes --mean-iou 73.6 --link https://www.cityscapes-dataset.com/...
 """
 
 
@@ -177,6 +182,70 @@ def check(options: argparse.Namespace) -> None:
     print(f"{options.file}: {count} images, as the server of {server.title} takes them")
 
 
+def _notes(file: Path, server: Server, experiment: str) -> dict[str, Any]:
+    """What `run` noted beside the archive; UserError unless that was one for the server, of this experiment."""
+    try:
+        notes: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        seen = notes["server"]["data"], notes["server"]["split"], notes["experiment"], notes["protocol"]["name"]
+        partial, _ = notes["archive"]["partial"], (notes["archive"]["md5"], notes["model"]["md5"], notes["commit"])
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}: no such file; `submit {server.data} --experiment {experiment}` writes it beside the archive "
+            "(--submission names another)"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not the notes beside an archive ({type(error).__name__}: {error})") from None
+    wanted = server.data, "test", experiment, server_scores.protocol(server.data, experiment)
+    for what, found, expected in zip(("data", "split", "experiment", "protocol"), seen, wanted, strict=True):
+        if found != expected:
+            raise UserError(f"{file}: {what} {found}, expected {expected}")
+    if partial:
+        raise UserError(f"{file}: of a trial (--partial), expected an archive of all test images")
+    return notes
+
+
+def record(options: argparse.Namespace) -> None:
+    """Note what a server answered; UserError where it cannot be of this archive or does not add up."""
+    server = SERVERS[options.data]
+    experiment: str = options.experiment or default_experiment(server.data)
+    server_scores.protocol(server.data, experiment)
+    notes = _notes(options.submission or Path("submissions") / f"{experiment}.json", server, experiment)
+    if not re.fullmatch(r"https?://\S+\.\S+", options.link):
+        raise UserError(f"--link {options.link}: expected the address of the result, http:// or https://")
+    classes = datasets.load(server.data).CLASSES
+    where = "--mean-iou"
+    found: dict[str, Decimal] = {}
+    more: dict[str, Decimal] = {}
+    if options.file:
+        where = "stdin" if str(options.file) == "-" else str(options.file)
+        try:
+            text = sys.stdin.read() if where == "stdin" else options.file.read_text(encoding="utf-8-sig")
+        except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
+            raise UserError(f"{where}: expected a file of text, the server's answer ({type(error).__name__})") from None
+        found, more = server_answers.parse(text, server.data, where)
+        _same_archive(text, notes, where)
+    typed = server_answers.typed(options.iou, options.mean_iou, server.data)
+    for name, value in typed.items():
+        if found.setdefault(name, value) != value:
+            raise UserError(f"{where}: {name} {found[name]}, the command line says {value}")
+    answer = server_answers.answer(found, more, classes, where)
+    file = server_scores.write(notes, answer, options.link)
+    print(f"{file}: mean IoU {answer.mean_iou} of {notes['archive']['file']}; `dvc repro table-{server.data}` shows it")
+
+
+def _same_archive(text: str, notes: Mapping[str, Any], where: str) -> None:
+    """UserError where the server's answer names another archive, or another of VOC's competitions."""
+    told = re.search(r"MD5 sum is:?\s*([0-9a-f]{32})", text)
+    if told and told[1] != notes["archive"]["md5"]:
+        raise UserError(
+            f"{where}: of an archive of md5 {told[1]}, {notes['archive']['file']} has {notes['archive']['md5']}"
+        )
+    competitions = set(re.findall(r"\bcomp[56]\b", text))
+    sent = notes["server"]["competition"]
+    if sent and competitions and sent not in competitions:
+        raise UserError(f"{where}: of {', '.join(sorted(competitions))}, {notes['archive']['file']} was for {sent}")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -185,7 +254,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="voc | cityscapes | check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="voc | cityscapes | check | record")
     lines = {name: commands.add_parser(name, help=f"for the server of {one.title}") for name, one in SERVERS.items()}
     for name, line in lines.items():
         add = line.add_argument
@@ -202,6 +271,19 @@ def parser() -> argparse.ArgumentParser:
     for line in lines.values():
         line.add_argument("--split", choices=("test", "val"), default="test", help="default: test")
         line.add_argument("--partial", action="store_true", help="a trial with what is prepared, never for upload")
+    add = commands.add_parser("record", help="note what a server answered, for the tables").add_argument
+    add("data", choices=SERVERS, help="whose server it was")
+    add("--experiment", metavar="NAME", help="whose model; default: as for its archive")
+    add("--link", required=True, metavar="URL", help="where the server shows the result")
+    add("--file", type=Path, metavar="FILE", help="its answer as text, .html or .json; - is stdin")
+    add("--mean-iou", metavar="PERCENT", help="without a file: the mean over the classes, as the server prints it")
+    add("--iou", nargs="+", action="extend", default=[], metavar="CLASS=PERCENT", help="and that of each class")
+    add(
+        "--submission",
+        type=Path,
+        metavar="FILE",
+        help="the .json beside the archive; default: submissions/<experiment>",
+    )
     return parser
 
 
@@ -210,6 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.command == "check":
         return report(lambda: check(options))
+    if options.command == "record":
+        return report(lambda: record(options))
     return report(lambda: run(SERVERS[options.command], options))
 
 

@@ -1,9 +1,12 @@
 """results/<table>_table.csv: its columns, reading it back, and the words that every rendering of a table shares.
 
 One row for each printed row. Columns: table, row; the paper's label columns; for each of its score columns
-`<score>_paper`, `<score>_run`, `<score>_difference`, in percent and in points; evaluated_on_paper; then what stands
-behind the run's numbers, empty for a competitor: experiment, protocol, evaluated_on_run, images, seed, profile, notes.
-In Table 2, where each score column has an experiment of its own, these carry the score's name in front.
+`<score>_paper`, `<score>_run` (over several seeds their mean), in percent; `<score>_difference` in points;
+`<score>_low` and `<score>_high`, the 95 % interval, which the mean IoU alone has; `<score>_spread`, the standard
+deviation over seeds, empty for one; evaluated_on_paper; then what stands behind the run's numbers, empty for a
+competitor: experiment, protocol, evaluated_on_run (the split), where ("val", "test server"), images, seed (all of them,
+a space between), seeds (their number), profile, notes. In Table 2, where each score column has an experiment of its
+own, these carry the score's name in front.
 """
 
 from __future__ import annotations
@@ -16,12 +19,18 @@ from pathlib import Path
 from pipeline.published import NOT_PRINTED, PROTOCOLS, Source, Table, slug
 from refinenet.files import UserError
 
-BEHIND = ("experiment", "protocol", "evaluated_on_run", "images", "seed", "profile", "notes")
+PARTS = ("paper", "run", "difference", "low", "high", "spread")
+BEHIND = (
+    *("experiment", "protocol", "evaluated_on_run", "where", "images"),
+    *("seed", "seeds", "profile", "notes"),
+)
+SERVER = "test server"
+MARK = "†"  # beside a number of this run that was taken on other images than the paper's
 
 
 def columns(of: Table) -> list[str]:
     """The csv's header."""
-    cells = [f"{slug(score.column)}_{part}" for score in of.scores for part in ("paper", "run", "difference")]
+    cells = [f"{slug(score.column)}_{part}" for score in of.scores for part in PARTS]
     behind = [prefix + column for prefix, _ in of.groups() for column in BEHIND]
     return ["table", "row", *map(slug, of.labels), *cells, "evaluated_on_paper", *behind]
 
@@ -58,7 +67,27 @@ def markdown(header: Sequence[str], left: int, rows: Iterable[Sequence[str]]) ->
         yield f"| {' | '.join(cells)} |"
 
 
+def where(split: str) -> str:
+    """Where a number was taken: the labels of a split `test` are known to the test servers only."""
+    return SERVER if split == "test" else split
+
+
+def like_for_like(of: Table, split: str) -> bool:
+    """Whether a number of this run on `split` was taken on the images that the paper scores."""
+    return of.same_images or where(split) == SERVER
+
+
+def interval(low: str, high: str) -> str:
+    """The two ends for reading: "8.4–13.4"; "–" where there are none."""
+    return f"{low}–{high}" if low else NOT_PRINTED
+
+
 def how(of: Table, source: Source, split: str) -> str:
-    """How a number of this run was taken: "multi-scale", and the split where it is not the paper's images."""
-    instead = "" if of.same_images else f", {split} instead of {of.evaluated_on.partition(',')[0]}"
-    return PROTOCOLS[source.protocol] + instead
+    """How a number of this run was taken: "multi-scale", and the split where it is not the paper's images.
+
+    Where it is those of a test server, that.
+    """
+    if of.same_images:
+        return PROTOCOLS[source.protocol]
+    instead = where(split) if like_for_like(of, split) else f"{split} instead of {of.evaluated_on.partition(',')[0]}"
+    return f"{PROTOCOLS[source.protocol]}, {instead}"

@@ -1,10 +1,11 @@
-"""metrics/ + published.yaml -> results/<table>_table.csv and .md: the paper's rows, this run's, the difference.
+"""metrics/ + published.yaml -> results/<table>_table.csv, .md and .tex: the paper's rows, this run's, the difference.
 
     python -m pipeline.tabulate voc         one table
     python -m pipeline.tabulate leaves      the table of a data set of one's own (pipeline/own_table.py)
     python -m pipeline.tabulate --readme    the summary in README.md, from the nine results/*_table.csv
 
-The columns of the csv are described in pipeline/tables.py.
+The columns of the csv are described in pipeline/tables.py. Where a test server's scores are recorded
+(metrics/servers/), they stand in the place of those on val.
 """
 
 from __future__ import annotations
@@ -14,26 +15,15 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from pipeline import scores, stage, tables
-from pipeline.published import NOT_PRINTED, Row, Table, caveat, published, slug, table
-from pipeline.scores import Scores
+from pipeline import latex, stage, tables
+from pipeline.beside import Cell, Line, lines
+from pipeline.published import NOT_PRINTED, PROTOCOLS, Table, caveat, published, slug, table
 from refinenet.files import UserError, whole_file
 
 START, END = "<!-- tables:start -->", "<!-- tables:end -->"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A printed row beside this run: in `run` and `difference` a text for each score column, "" where there is none."""
-
-    row: Row
-    run: tuple[str, ...]
-    difference: tuple[str, ...]
-    behind: tuple[Scores, ...]  # for each score column, whose number it is; () in a competitor's row
 
 
 def experiments(name: str) -> list[str]:
@@ -41,28 +31,11 @@ def experiments(name: str) -> list[str]:
     return table(name).experiments()
 
 
-def difference(run: str, paper: str) -> str:
-    """Points between two printed numbers, as a reader would subtract them; "" where one is missing."""
-    return "" if run == "" or paper == NOT_PRINTED else str(Decimal(run) - Decimal(paper))
-
-
-def lines(of: Table, root: Path) -> list[Line]:
-    """All rows of a table with what this run has for them."""
-    metrics = {experiment: scores.load(experiment, root) for experiment in of.experiments()}
-    result = []
-    for row in of.rows:
-        behind = tuple(metrics[source.experiment] for source in row.sources)
-        run = tuple(
-            tables.percent(metrics[source.experiment].value(source.protocol, score.metric))
-            for source, score in zip(row.sources, of.scores, strict=False)
-        )
-        result.append(Line(row, run, tuple(map(difference, run, row.values)), behind))
-    return result
-
-
-def _elsewhere(of: Table, run: Scores) -> list[str]:
+def _elsewhere(of: Table, split: str) -> list[str]:
     """Says where the run's images are not those that the paper scores."""
-    return [] if of.same_images else [f"the paper scores on the {of.evaluated_on}, this run on {run.split}"]
+    if tables.like_for_like(of, split):
+        return []
+    return [f"the paper scores on the {of.evaluated_on}, this run on {split}"]
 
 
 def as_csv(of: Table, content: Sequence[Line]) -> str:
@@ -73,19 +46,71 @@ def as_csv(of: Table, content: Sequence[Line]) -> str:
     for index, line in enumerate(content, start=1):
         cells = [str(of.number), str(index), *line.row.labels]
         for i, paper in enumerate(line.row.values):
-            ours = [line.run[i], line.difference[i]] if line.behind else ["", ""]
-            cells += ["" if paper == NOT_PRINTED else paper, *ours]
+            ours = line.cells[i] if line.behind else Cell("")
+            cells.append("" if paper == NOT_PRINTED else paper)
+            cells += [ours.run, ours.difference, ours.low, ours.high, ours.spread]
         cells.append(of.evaluated_on)
         for _, (first, *_) in of.groups():
             if not line.behind:
                 cells += [""] * len(tables.BEHIND)
                 continue
-            source, run = line.row.sources[first], line.behind[first]
-            notes = "; ".join(_elsewhere(of, run) + run.absent())
-            profile = caveat(run.profile) or run.profile
-            cells += [source.experiment, source.protocol, run.split, str(run.images), str(run.seed), profile, notes]
+            behind = line.behind[first]
+            cells += [behind.source.experiment, behind.source.protocol, behind.split, tables.where(behind.split)]
+            cells += [str(behind.images), " ".join(map(str, behind.seeds)), str(len(behind.seeds))]
+            cells += [caveat(behind.profile) or behind.profile]
+            cells.append("; ".join(_elsewhere(of, behind.split) + behind.notes()))
         writer.writerow(cells)
     return text.getvalue()
+
+
+def below(of: Table, line: Line) -> list[tuple[str, list[str]]]:
+    """What stands under a row of ours: a label and a text for each score column."""
+    behind = line.behind[0]
+    mark = "" if tables.like_for_like(of, behind.split) else f" {tables.MARK}"
+    rows = [(f"this run, {PROTOCOLS[behind.source.protocol]}{mark}", [cell.run or NOT_PRINTED for cell in line.cells])]
+    if any(cell.low for cell in line.cells):
+        intervals = [tables.interval(cell.low, cell.high) if cell.low else "" for cell in line.cells]
+        rows.append(("95 % interval", intervals))
+    if most := max(len(one.seeds) for one in line.behind) if any(cell.spread for cell in line.cells) else 0:
+        rows.append((f"deviation, {most} seeds", [cell.spread or NOT_PRINTED for cell in line.cells]))
+    rows.append((f"difference{mark}", [tables.signed(cell.difference) for cell in line.cells]))
+    return rows
+
+
+def warnings(content: Sequence[Line]) -> list[str]:
+    """What must be read before any number of this run."""
+    behind = [one for line in content for one in line.behind]
+    found = _caveats(one.profile for one in behind)
+    return list(dict.fromkeys(found + [f"`{one.source.experiment}`: {w}" for one in behind for w in one.warnings()]))
+
+
+def remarks(of: Table, content: Sequence[Line]) -> list[str]:
+    """What is to be said below a table: of the paper's numbers, then of this run's, experiment by experiment."""
+    behind = {one.source.experiment: one for line in content for one in line.behind}
+    notes = list(of.notes)
+    if splits := sorted({one.split for one in behind.values() if not tables.like_for_like(of, one.split)}):
+        notes.append(
+            f"{tables.MARK} Not the paper's images: the paper scores on the {of.evaluated_on}, this run on "
+            f"{', '.join(splits)}, whose labels are public. The difference shows both side by side; it is not a "
+            "like-for-like comparison."
+        )
+    cells = [cell for line in content for cell in line.cells]
+    if any(cell.low for cell in cells):
+        notes.append("95 % interval of the mean IoU: images drawn anew, the same weights (not other training seeds).")
+    if any(cell.low and not Decimal(cell.low) <= Decimal(cell.run) <= Decimal(cell.high) for cell in cells):
+        notes.append("Among few images drawn anew whole classes are missing, so that an interval can miss its score.")
+    if any(cell.spread for cell in cells):
+        notes.append("Several seeds: the mean of their scores and intervals; deviation: their standard deviation.")
+    for name, one in behind.items():
+        counted = f"`{name}`: {one.images} images of {one.val.first.dataset} {one.split}"
+        seeds = f"seed{'s' if len(one.seeds) > 1 else ''} {', '.join(map(str, one.seeds))}"
+        notes.append("; ".join([counted, seeds, f"profile {one.profile}", *one.notes()]))
+    return notes
+
+
+def lead(of: Table) -> str:
+    """What a table measures and where."""
+    return f"{of.measure}. Paper: {of.evaluated_on}. Difference in points: this run − paper."
 
 
 def as_markdown(of: Table, content: Sequence[Line]) -> str:
@@ -95,29 +120,37 @@ def as_markdown(of: Table, content: Sequence[Line]) -> str:
     for line in content:
         ours = bool(line.behind)
         rows.append([f"**{text}**" if ours else text for text in line.row.labels] + list(line.row.values))
-        if ours:
-            names = ", ".join(dict.fromkeys(source.experiment for source in line.row.sources))
-            who = f"this run: {names}, {tables.how(of, line.row.sources[0], line.behind[0].split)}"
-            rows.append([who, *blank, *(text or NOT_PRINTED for text in line.run)])
-            rows.append(["difference", *blank, *map(tables.signed, line.difference)])
-    behind = {run.experiment: run for line in content for run in line.behind}
-    notes = list(of.notes)
-    if not of.same_images:
-        splits = ", ".join(sorted({run.split for run in behind.values()}))
-        notes.append(
-            f"Not the paper's images: the paper scores on the {of.evaluated_on}, this run on {splits}, whose labels "
-            "are public. The difference shows both side by side; it is not a like-for-like comparison."
-        )
-    for run in behind.values():
-        scored = f"`{run.experiment}`: {run.images} images of {run.dataset} {run.split}"
-        notes.append("; ".join([scored, f"seed {run.seed}", f"profile {run.profile}", *run.absent()]))
+        for place, (label, cells) in enumerate(below(of, line) if ours else []):
+            if place == 0:
+                names = ", ".join(dict.fromkeys(one.source.experiment for one in line.behind))
+                how = tables.how(of, line.row.sources[0], line.behind[0].split)
+                mark = f" {tables.MARK}" if label.endswith(tables.MARK) else ""
+                label = f"this run: {names}, {how}{mark}"
+            rows.append([label, *blank, *cells])
     text = [f"# Table {of.number}. {of.title}", ""]
-    for warning in _caveats(run.profile for run in behind.values()):
+    for warning in warnings(content):
         text += [f"> **{warning}**", ""]
-    text += [f"{of.measure}. Paper: {of.evaluated_on}. Difference in points: this run − paper.", ""]
+    text += [lead(of), ""]
     text += [*tables.markdown([*of.labels, *(score.column for score in of.scores)], len(of.labels), rows), ""]
-    text += [f"- {note}" for note in notes]
+    text += [f"- {note}" for note in remarks(of, content)]
     return "\n".join(text) + "\n"
+
+
+def as_latex(of: Table, content: Sequence[Line]) -> str:
+    """The same for LaTeX: a float to \\input, as pipeline/latex.py has them."""
+    rows: list[latex.Row] = []
+    for line in content:
+        rows.append(latex.Row([*line.row.labels, *line.row.values], bold=bool(line.behind), rule=bool(line.behind)))
+        blank = [""] * (len(of.labels) - 1)
+        rows += [latex.Row([label, *blank, *cells]) for label, cells in (below(of, line) if line.behind else [])]
+    return latex.table(
+        caption=f"{of.title}. {lead(of)}",
+        label=f"tab:{of.name}",
+        header=[*of.labels, *(score.column for score in of.scores)],
+        left=len(of.labels),
+        rows=rows,
+        notes=[*warnings(content), *remarks(of, content)],
+    )
 
 
 def _caveats(profiles: Iterable[str]) -> list[str]:
@@ -125,7 +158,7 @@ def _caveats(profiles: Iterable[str]) -> list[str]:
 
 
 # What a table is written as: suffix -> renderer.
-FORMATS = {"csv": as_csv, "md": as_markdown}
+FORMATS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
 
 
 def tabulate(name: str, root: Path = Path()) -> None:
@@ -154,13 +187,20 @@ def summary(root: Path = Path()) -> str:
                     continue
                 score = of.scores[columns[-1]].column  # where the paper prints several, the last is the mean IoU
                 where = f"[Table {of.number}{f', {score}' if prefix else ''}](results/{of.name}_table.md)"
-                paper, run, points = (record[f"{slug(score)}_{part}"] for part in ("paper", "run", "difference"))
-                mark = "" if of.same_images else f" ({record[f'{prefix}evaluated_on_run']} instead of test)"
-                rows.append([where, row, paper, run + mark, tables.signed(points)])
+                paper, run, points, low, high, spread = (record[f"{slug(score)}_{part}"] for part in tables.PARTS)
+                split = record[f"{prefix}evaluated_on_run"]
+                if not of.same_images:
+                    run += (
+                        f" ({tables.where(split)})"
+                        if tables.like_for_like(of, split)
+                        else f" ({split} instead of test)"
+                    )
+                seeds = record[f"{prefix}seeds"] + (f" (± {spread})" if spread else "")
+                rows.append([where, row, paper, run, tables.interval(low, high), tables.signed(points), seeds])
                 profiles.add(record[f"{prefix}profile"])
-    warnings = [f"> **{profile}**\n" for profile in sorted(profiles - {"paper"})]
-    header = ["Table", "Row", "Paper", "This run", "Difference"]
-    return "\n".join([*warnings, "Mean IoU in percent.", "", *tables.markdown(header, 2, rows)])
+    told = [f"> **{profile}**\n" for profile in sorted(profiles - {"paper"})]
+    header = ["Table", "Row", "Paper", "This run", "95 % interval", "Difference", "Seeds"]
+    return "\n".join([*told, "Mean IoU in percent.", "", *tables.markdown(header, 2, rows)])
 
 
 def update_readme(root: Path = Path()) -> None:

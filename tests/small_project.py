@@ -74,6 +74,10 @@ def make(folder: Path, profile: str) -> Path:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "profiles" / "test.yaml").write_text(profile)
     shutil.copy(ROOT / ".gitignore", folder)
+    shutil.copytree(ROOT / "metrics" / "seeds", folder / "metrics" / "seeds", ignore=shutil.ignore_patterns("*.json"))
+    shutil.copytree(
+        ROOT / "metrics" / "servers", folder / "metrics" / "servers", ignore=shutil.ignore_patterns("*.json")
+    )
     git(folder, "init", "--quiet")
     call(folder, "dvc", "init", "--quiet")
     return folder

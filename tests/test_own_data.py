@@ -532,7 +532,9 @@ def test_every_experiment_and_protocol_is_a_row(scored: Path, capsys: pytest.Cap
     found = rows()
     left = ["data_set", "experiment", "backbone", "cascade", "pools", "protocol"]
     measures = ["pixel_accuracy", "mean_accuracy", "mean_iou", "iou soil", "iou leaf", "iou stem"]
-    assert list(found[0]) == [*left, *measures, "evaluated_on", "images", "seed", "profile", "notes"]
+    parts = ["mean_iou_low", "mean_iou_high", "mean_iou_spread"]
+    behind = ["evaluated_on", "images", "seed", "seeds", "profile", "notes"]
+    assert list(found[0]) == [*left, *measures[:3], *parts, *measures[3:], *behind]
     assert [[row[key] for key in left] for row in found] == [
         ["leaves", "leaves-res101", "resnet101", "four", "4", "single"],
         ["leaves", "leaves-res101", "resnet101", "four", "4", "multi"],
@@ -552,10 +554,11 @@ def test_every_experiment_and_protocol_is_a_row(scored: Path, capsys: pytest.Cap
     lines = Path("results/leaves_table.md").read_text().splitlines()
     assert lines[0] == "# leaves"
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert cells[0][5:] == ["Pixel acc.", "Mean acc.", "IoU", "soil", "leaf", "stem"]
+    assert cells[0][5:] == ["Pixel acc.", "Mean acc.", "IoU", "95 % interval", "Seeds", "soil", "leaf", "stem"]
     for row, shown in zip(found, cells[2:], strict=True):
         assert shown[:4] == [row[key] for key in left[1:5]]
-        assert shown[5:] == [row[key] or "–" for key in measures]
+        numbers = [row[key] or "–" for key in measures]
+        assert shown[5:] == [*numbers[:3], "–", "1", *numbers[3:]]
     assert "- `best`: 12 images of leaves val; seed 0; profile own; 2 of 3 classes occur" in lines
 
 

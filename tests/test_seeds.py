@@ -78,11 +78,13 @@ def test_a_mistake_names_the_row(params: dict[str, Any], name: str, changes: dic
 def test_a_result_whose_row_is_gone_counts_for_nothing_in_silence(params: dict[str, Any]) -> None:
     """Tables read whatever lies in metrics/seeds."""
     write(params, {NAME: ROW})
-    Path("metrics/seeds").mkdir(parents=True)
-    Path("metrics/seeds/voc-res101-seed1.json").write_text("{}")
+    Path("metrics/seeds/voc").mkdir(parents=True)
+    Path("metrics/seeds/voc/voc-res101-seed1.json").write_text("{}")
     settings.run()
     write(params, {})
-    with pytest.raises(UserError, match=r"metrics/seeds/voc-res101-seed1\.json: params\.yaml has no seeds\.voc-res101"):
+    with pytest.raises(
+        UserError, match=r"metrics/seeds/voc/voc-res101-seed1\.json: params\.yaml has no seeds\.voc-res101"
+    ):
         settings.run()
 
 
@@ -95,7 +97,7 @@ def test_a_seed_in_the_graph(tmp_path: Path) -> None:
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     small_project.call(project, "snakemake", "--cores", "2", "results/voc_table.csv")
     first = json.loads((project / "metrics/voc/voc-res101.json").read_text())
-    again = json.loads((project / "metrics/seeds/voc-res101-seed1.json").read_text())
+    again = json.loads((project / "metrics/seeds/voc/voc-res101-seed1.json").read_text())
     assert (first["experiment"], first["seed"]) == ("voc-res101", 0)
     assert (again["experiment"], again["seed"]) == ("voc-res101", 1)
     weights = [(project / f"models/voc-res101{name}.safetensors").read_bytes() for name in ("", "-seed1")]

@@ -16,17 +16,20 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import fake_run
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
 
-from pipeline import datasets, evaluate, submit
+from pipeline import datasets, evaluate, server_scores, submit, tabulate
 from pipeline.files import dvc_md5
+from pipeline.published import published
 from pipeline.rendered import render
 from pipeline.schema import Rendered
 from pipeline.servers import SERVERS
@@ -35,6 +38,7 @@ from pipeline.trained import Trained
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
 from refinenet.data import Array, Schema, Split, write_split
+from refinenet.files import UserError
 from refinenet.inference import predict
 from refinenet.metrics import confusion, scores
 from refinenet.network import load, save
@@ -488,3 +492,228 @@ def test_images_that_are_not_the_officials(
         assert submit.main(["voc", "--partial"]) == 1
         assert message in capsys.readouterr().err
     Path("kept.arrow").replace("data/voc/test.arrow")
+
+
+# What the servers answer ----------------------------------------------------------------------------------------------
+
+LINK = "http://host.robots.ox.ac.uk:8080/anonymous/XYZ.html"
+PRINTED = dict(zip(datasets.load("voc").CLASSES[1:], published()["voc"].rows[-1].values, strict=False))  # Res152
+HEADS = (
+    "aero plane/bicycle/bird/boat/bottle/bus/car/cat/chair/cow/dining table/dog/horse/motor bike/person/potted plant"
+)
+LEADERBOARD = ["mean", *HEADS.split("/"), "sheep", "sofa", "train", "tv/ monitor"]
+ROW = ["83.4", *PRINTED.values()]
+EXACT = {name: f"{value}1357" for name, value in (PRINTED | {"background": "96.1"}).items()}  # five decimals, as there
+ANSWERS = {
+    "submission": "\n".join(
+        ["Submission MD5 sum is: {md5}", "Competition\tCategory\tScore"]
+        + [f"Object Segmentation (comp6)\t{name}\t{value}" for name, value in EXACT.items()]
+    ),
+    "one space": "\n".join(f"Object Segmentation (comp6) {name} {value}" for name, value in EXACT.items()),
+    "leaderboard": "\t".join(["", *LEADERBOARD, "submission date"])
+    + "\n"
+    + "\t".join(["RefineNet_Res152 [?]", *ROW, "16-Nov-2016"]),
+    "page": "<table><tr><th></th>"
+    + "".join(f"<th>{head.replace(' ', '<br>')}</th>" for head in LEADERBOARD)
+    + "</tr><tr><td>Refine&amp;Net</td>"
+    + "".join(f"<td>\n{value}</td>" for value in ROW)
+    + "</tr></table>",
+    "json": json.dumps({"mean": 83.4, **{name: float(value) for name, value in PRINTED.items()}}),
+}
+
+
+@pytest.fixture
+def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the notes beside two archives, as `submit` writes them."""
+    monkeypatch.chdir(tmp_path)
+    Path("submissions").mkdir()
+    for data, experiment, competition in (("voc", "voc-res152", "comp6"), ("cityscapes", "cityscapes-res101", None)):
+        notes = {
+            "archive": {"file": f"{experiment}.tgz", "md5": "a" * 32, "images": 1456, "partial": False},
+            "server": {"data": data, "split": "test", "competition": competition},
+            **{"experiment": experiment, "profile": "paper", "commit": None, "protocol": {"name": "multi"}},
+            "model": {"file": f"models/{experiment}.safetensors", "md5": "b" * 32},
+            "data": {"file": f"data/{data}/test.arrow", "md5": "c" * 32},
+        }
+        Path("submissions", f"{experiment}.json").write_text(json.dumps(notes))
+    return tmp_path
+
+
+def record(*words: str) -> int:
+    return submit.main(["record", *words, "--link", LINK])
+
+
+@pytest.mark.parametrize("form", ANSWERS)
+def test_record_of_voc(
+    form: str, noted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("answer.txt").write_text(ANSWERS[form].replace("{md5}", "a" * 32))
+    assert record("voc", "--file", "answer.txt") == 0
+    assert capsys.readouterr().out.startswith("metrics/servers/voc-res152.json: mean IoU 83.4")
+    found = server_scores.load("voc-res152")
+    assert found is not None
+    assert (found.protocol, found.profile, found.images, found.weights, found.link) == (
+        ("multi", "paper", 1456, "b" * 32, LINK)
+    )
+    exact = form in ("submission", "one space")
+    assert {name: str(value) for name, value in found.answer.iou.items()} == (EXACT if exact else PRINTED)
+    assert found.value("iou tvmonitor") == Decimal(EXACT["tvmonitor"] if exact else "76.8")
+    mean = sum(map(Decimal, EXACT.values())) / 21 if exact else Decimal("83.4")
+    assert abs(Decimal(found.value("mean_iou") or 0) - mean) < Decimal("0.00001")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(Path("answer.txt").read_text()))
+    assert record("voc", "--file", "-") == 0
+    assert server_scores.load("voc-res152") == found
+
+
+def test_record_of_cityscapes(noted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The official tool's result and its printed table give the same numbers, and those that are typed as well."""
+    classes = datasets.load("cityscapes").CLASSES
+    values = {name: (index + 0.5) / 20 for index, name in enumerate(classes)}
+    averages = {"averageScoreClasses": 0.475, "averageScoreInstClasses": 0.4, "averageScoreCategories": 0.9}
+    result = {"classScores": {**values, "caravan": float("nan")}, "categoryScores": {"sky": 0.1}, **averages}
+    Path("result.json").write_text(json.dumps(result))
+    tool = official_tool()
+    ids = list(datasets.cityscapes.LABEL_IDS)  # type: ignore[attr-defined]
+    for key, value in {"quiet": False, "evalLabels": ids, "colorized": True, "nocol": "\x1b[0m"}.items():
+        monkeypatch.setattr(tool.args, key, value)
+    capsys.readouterr()
+    tool.printClassScores(values, dict.fromkeys(values, 0.3), tool.args)
+    print(
+        "-" * 30 + "\nScore Average : 0.475    0.400\n\n\ncategories       IoU      nIoU\nsky           : 0.100    nan"
+    )
+    Path("result.txt").write_text(capsys.readouterr().out)
+    typed = [f"{name}={100 * value:g}" for name, value in values.items()]
+    records = []
+    for words in (["--file", "result.json"], ["--file", "result.txt"], ["--mean-iou", "47.5", "--iou", *typed]):
+        assert record("cityscapes", *words) == 0
+        found = json.loads(Path("metrics/servers/cityscapes-res101.json").read_text())
+        records.append((found["percent"].pop("iou"), found["percent"]["mean_iou"]))
+    assert records[0] == records[2] == (pytest.approx({name: 100 * value for name, value in values.items()}), 47.5)
+    assert records[1] == (pytest.approx(records[0][0], abs=0.051), 47.5)
+    assert record("cityscapes", "--file", "result.json") == 0
+    found = json.loads(Path("metrics/servers/cityscapes-res101.json").read_text())
+    assert {key: found["percent"][key] for key in ("mean_iiou", "category_iou")} == {
+        "mean_iiou": 40,
+        "category_iou": 90,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "message"),
+    [
+        ("voc --mean-iou 83,4", "", "--mean-iou: mean IoU 83,4, expected percent, 0 to 100"),
+        ("voc --mean-iou 183.4", "", "--mean-iou: mean IoU 183.4, expected percent"),
+        ("voc --mean-iou nan", "", "--mean-iou: mean IoU nan, expected percent"),
+        ("voc", "", "--mean-iou: no mean IoU, and not all 21 classes"),
+        ("voc --mean-iou 83.4 --iou boat=74.9", "", "no IoU of background, aeroplane, bicycle, bird, bottle"),
+        ("voc --mean-iou 83.4 --iou ship=74.9", "", "--iou ship=74.9: no class of voc"),
+        ("voc --mean-iou 83.4 --iou mean=74.9", "", "--iou mean=74.9: no class of voc"),
+        ("voc --mean-iou 83.4 --iou boat=74.9 boat=74.9", "", "--iou boat=74.9: boat is there twice"),
+        ("voc --mean-iou 83.4 --iou boat", "", "--iou boat: boat , expected percent"),
+        (
+            "voc --file a",
+            ANSWERS["leaderboard"].replace("83.4", "88.4"),
+            "a: mean IoU 88.4 leaves 201.1 for background",
+        ),
+        (
+            "voc --file a",
+            ANSWERS["leaderboard"].replace("83.4", "78.0"),
+            "a: mean IoU 78.0 leaves -17.3 for background",
+        ),
+        ("voc --file a", ANSWERS["one space"] + "\nmean 84.0", "a: mean IoU 84.0, expected 83.41"),
+        ("voc --file a --mean-iou 83.5", ANSWERS["page"], "a: mean IoU 83.4, the command line says 83.5"),
+        ("voc --file a", ANSWERS["one space"] + "\nboat 1.0", "a: boat is there twice, 74.91357 and 1.0"),
+        ("voc --file a", ANSWERS["one space"].replace("comp6", "comp5"), "a: of comp5, voc-res152.tgz was for comp6"),
+        ("voc --file a", ANSWERS["submission"].replace("{md5}", "f" * 32), "a: of an archive of md5 ffff"),
+        ("voc --file a", "Evaluation failed", "a: no class of voc with a number beside it"),
+        ("voc --file a", "{", "a: not an answer of a server"),
+        ("voc --file b", "", "b: expected a file of text"),
+        (
+            "voc --experiment voc-res50 --mean-iou 80",
+            "",
+            "--experiment voc-res50: not in Table 4, voc-res101, voc-res152",
+        ),
+        (
+            "voc --experiment voc-res101 --mean-iou 80",
+            "",
+            "submissions/voc-res101.json: no such file; `submit voc --exp",
+        ),
+        ("voc --submission a --mean-iou 80", "{}", "a: not the notes beside an archive (KeyError: 'server')"),
+        ("voc --submission submissions/cityscapes-res101.json --mean-iou 80", "", "data cityscapes, expected voc"),
+        (
+            "cityscapes --mean-iou 70 --iou " + " ".join(f"c{i}=1" for i in range(2)),
+            "",
+            "--iou c0=1: no class of citysc",
+        ),
+    ],
+)
+def test_what_cannot_be_recorded(
+    words: str, text: str, message: str, noted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text:
+        Path("a").write_text(text)
+    assert record(*words.split()) == 1
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert message in said.err
+    assert not Path("metrics").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"archive": {"partial": True}}, "of a trial (--partial), expected an archive of all test images"),
+        ({"server": {"split": "val"}}, "split val, expected test"),
+        ({"protocol": {"name": "single"}}, "protocol single, expected multi"),
+        ({"experiment": "voc-res101"}, "experiment voc-res101, expected voc-res152"),
+    ],
+)
+def test_archives_whose_scores_no_table_shows(
+    change: dict[str, Any], message: str, noted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("submissions/voc-res152.json")
+    notes = json.loads(file.read_text())
+    for key, value in change.items():
+        notes[key] = notes[key] | value if isinstance(value, dict) else value
+    file.write_text(json.dumps(notes))
+    assert record("voc", "--mean-iou", "83.4") == 1
+    assert capsys.readouterr().err == f"error: {file}: {message}\n"
+
+
+def test_from_answer_to_table(noted: Path) -> None:
+    """The mark falls away, the difference is like for like; other weights since are told."""
+    fake_run.write_metrics(Path(), ["voc-res101", "voc-res152"], "paper")
+    assert record("voc", "--mean-iou", "82.95") == 0
+    tabulate.tabulate("voc")
+    text = Path("results/voc_table.md").read_text()
+    (ours,) = [line for line in text.splitlines() if "voc-res152, multi-scale, test server |" in line]
+    assert ours.endswith(" – | 83.0 |")
+    assert text.count("val instead of test server †") == 1
+    assert LINK in text
+    assert "recorded for other weights" not in text
+    metrics = Path("metrics/voc/voc-res152.json")
+    for md5 in ("b" * 32, "d" * 32):
+        metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"weights": {"md5": md5}}))
+        tabulate.tabulate("voc")
+        warned = f"> **`voc-res152`: recorded for other weights than models/voc-res152.safetensors: md5 {'b' * 32}, "
+        assert (warned in Path("results/voc_table.md").read_text()) == (md5 == "d" * 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-9], "not a record"),
+        (lambda text: text.replace('"mean_iou": 83.4', '"mean_iou": 183.4'), "mean IoU 183.4, expected percent"),
+        (lambda text: text.replace('"mean_iou": 83.4', '"mean_iou": 88.4'), "leaves 201.1 for background"),
+        (lambda text: text.replace('"multi"', '"single"'), "protocol 'single', the table shows 'multi'"),
+        (lambda text: text.replace('"weights"', '"weight"'), "has no 'weights'"),
+        (lambda text: text.replace('"voc-res152"', '"voc-res101"'), "of experiment 'voc-res101' on voc, expected"),
+    ],
+)
+def test_a_damaged_record_is_named(change: Callable[[str], str], message: str, noted: Path) -> None:
+    Path("answer.txt").write_text(ANSWERS["page"])
+    assert record("voc", "--file", "answer.txt") == 0
+    file = Path("metrics/servers/voc-res152.json")
+    file.write_text(change(file.read_text()))
+    with pytest.raises(UserError, match=f"^{file}: .*{re.escape(message)}"):
+        server_scores.load("voc-res152")

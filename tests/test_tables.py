@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from fake_run import all_experiments, scores, write_metrics
 
-from pipeline import tabulate
+from pipeline import latex, settings, tabulate
 from pipeline.published import PUBLISHED, published
 from refinenet.files import UserError
 
@@ -145,60 +146,16 @@ def test_our_rows_name_their_network() -> None:
                 assert {source.protocol for source in row.sources} == {"multi" if averaged == "yes" else "single"}
 
 
-# What a table shows ---------------------------------------------------------------------------------------------------
+# What a table shows: every number in test_recomputed.py ---------------------------------------------------------------
 
 
-def expected(value: float) -> Decimal:
-    """A fraction in percent to one decimal, by another road than the code's."""
-    return Decimal(100 * value).quantize(Decimal("0.1"), ROUND_HALF_EVEN)
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_every_cell_from_metrics_and_published(name: str, results: Path) -> None:
-    """Recomputed from the two files alone: csv and Markdown hold these cells and no others."""
-    table = PRINTED[name]
-    first, scored = len(table["labels"]), len(table["scores"])
-    metrics = list(table["scores"].values())
-    headings = [re.sub("[^a-z0-9]+", "_", column.lower()).strip("_") for column in table["scores"]]
-    lines = [line for line in (results / "results" / f"{name}_table.md").read_text().splitlines() if line[:1] == "|"]
-    cells = iter([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
-    rows = read(results, name)
-    assert len(rows) == len(table["rows"])
-    for number, (row, got) in enumerate(zip(table["rows"], rows, strict=True), start=1):
-        assert (got["table"], got["row"]) == (str(table["number"]), str(number))
-        assert [got[key] for key in list(got)[2 : 2 + first]] == row[:first]
-        paper = ["–" if value == "–" else f"{value:.1f}" for value in row[first : first + scored]]
-        assert [got[f"{heading}_paper"] or "–" for heading in headings] == paper
-        shown = next(cells)
-        assert [cell.strip("*") for cell in shown] == row[:first] + paper
-        sources = [source.split() for source in row[first + scored :]]
-        if not sources:
-            assert not any(got[key] for key in got if re.search("_(run|difference)$|experiment$|profile$|images$", key))
-            continue
-        run, differences = [], []
-        for i, (experiment, protocol) in enumerate(sources * (scored // len(sources))):
-            scored_run = json.loads((results / path(experiment)).read_text())
-            value: Any = scored_run["protocols"][protocol]
-            for key in metrics[i].split(" ", 1):
-                value = value[key]
-            run.append(str(expected(value)))
-            differences.append(expected(value) - Decimal(paper[i]))
-            prefix = f"{headings[i]}_" if len(sources) > 1 else ""
-            assert got[f"{prefix}experiment"] == experiment
-            assert got[f"{prefix}protocol"] == protocol
-            assert got[f"{prefix}images"] == "12"
-            assert got[f"{prefix}evaluated_on_run"] == "val"
-            assert got[f"{prefix}profile"].startswith("mini: drawn scenes; ")
-            assert ("test server" in got[f"{prefix}notes"]) == (name in ("voc", "cityscapes"))
-        assert [got[f"{heading}_run"] for heading in headings] == run
-        assert [Decimal(got[f"{heading}_difference"]) for heading in headings] == differences
-        ours, points = next(cells), next(cells)
-        assert ours[first:] == run
-        assert all(experiment in ours[0] for experiment, _ in sources)
-        assert ("val instead of test server" in ours[0]) == (name in ("voc", "cityscapes"))
-        assert points[0] == "difference"
-        assert [Decimal(cell.replace("−", "-")) for cell in points[first:]] == differences
-    assert next(cells, None) is None
+def changed(root: Path, file: Path, **changes: Any) -> dict[str, Any]:
+    """A metrics file of `write_metrics`, changed; what it holds now."""
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    experiment = file.stem.partition("-seed")[0]
+    metrics = scores(experiment) | changes
+    (root / file).write_text(json.dumps(metrics))
+    return metrics
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -230,8 +187,126 @@ def test_same_bytes_every_time(results: Path, tmp_path: Path) -> None:
     for name in TABLES:
         tabulate.tabulate(name, tmp_path)
     made = sorted((results / "results").iterdir())
-    assert len(made) == 18
+    assert len(made) == 27
     assert [file.read_bytes() for file in made] == [(tmp_path / "results" / file.name).read_bytes() for file in made]
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    """By hand: 40, 42 and 47 percent are 43.0 ± 3.6; other files of the folder are not counted."""
+    write_metrics(tmp_path, ["person-res101"])
+    for seed, value in ((0, 0.40), (1, 0.42), (12, 0.47)):
+        protocols = scores("person-res101")["protocols"]
+        protocols["multi"] |= {"mean_iou": value, "interval": {"mean_iou": [value - 0.1, value + 0.05]}}
+        name = f"metrics/seeds/person-res101-seed{seed}.json" if seed else path("person-res101")
+        changed(tmp_path, Path(name), seed=seed, protocols=protocols)
+    (tmp_path / "metrics/seeds/README.md").write_text("words")
+    (tmp_path / "metrics/seeds/person-res101-seedling.json").write_text("{}")
+    (tmp_path / "metrics/seeds/person-res101-seed3-draft.json").write_text("{}")
+    tabulate.tabulate("person", tmp_path)
+    ours = read(tmp_path, "person")[-1]
+    assert [ours[f"iou_{part}"] for part in ("run", "low", "high", "spread", "difference")] == (
+        ["43.0", "33.0", "48.0", "3.6", "-25.6"]
+    )
+    assert (ours["seeds"], ours["seed"], ours["where"]) == ("3", "0 1 12", "val")
+    text = (tmp_path / "results/person_table.md").read_text()
+    assert "| deviation, 3 seeds | 3.6 |" in text
+    assert "12 images of person val; seeds 0, 1, 12; profile mini" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"seed": 1, "profile": "paper"},
+            "profile paper, metrics/person/person-res101.json has mini; renew or remove it",
+        ),
+        ({"seed": 1, "images": 11}, "images 11, metrics/person/person-res101.json has 12"),
+        ({"seed": 0}, "seed 0 is also that of metrics/person/person-res101.json"),
+        ({"seed": 1, "dataset": "voc"}, "it is of experiment 'person-res101' on voc"),
+        ({"seed": 1, "protocols": {}}, "no protocol 'multi', only"),
+    ],
+)
+def test_seeds_that_do_not_belong(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write_metrics(tmp_path, ["person-res101"])
+    changed(tmp_path, Path("metrics/seeds/person-res101-seed1.json"), **changes)
+    with pytest.raises(UserError) as error:
+        tabulate.tabulate("person", tmp_path)
+    assert str(error.value).startswith("metrics/seeds/person-res101-seed1.json: ")
+    assert message in str(error.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_own_data_with_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean, interval, spread and number of seeds in all three forms; a repetition has no row of its own."""
+    own = {"title": "50 % leaves", "classes": ["soil_1", "leaf"]}
+    evaluated = {"leaves-a": {"data": "leaves", "of": None}, "leaves-a-seed4": {"data": "leaves", "of": "leaves-a"}}
+    monkeypatch.setattr(settings, "resolve", lambda: {"prepare": {"leaves": {"own": own}}, "evaluate": evaluated})
+    monkeypatch.chdir(ROOT)
+    for name, seed, value in (("leaves/leaves-a", 0, 0.25), ("seeds/leaves-a-seed4", 4, 0.5)):
+        protocol = scores("voc-res101")["protocols"]["multi"] | {
+            "mean_iou": value,
+            "iou": {"leaf": None, "soil_1": value},
+        }
+        protocol["interval"] = {"mean_iou": [value - 0.125, value + 0.125]}
+        metrics = {"experiment": "leaves-a", "dataset": "leaves", "seed": seed, "protocols": {"multi": protocol}}
+        file = tmp_path / "metrics" / f"{name}.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(scores("voc-res101") | metrics))
+    tabulate.tabulate("leaves", tmp_path)
+    (row,) = read(tmp_path, "leaves")
+    shown = ["mean_iou", "mean_iou_low", "mean_iou_high", "mean_iou_spread", "iou soil_1", "iou leaf", "seed", "seeds"]
+    assert [row[key] for key in shown] == ["37.5", "25.0", "50.0", "17.7", "37.5", "", "0 4", "2"]
+    assert "| 37.5 | 25.0–50.0 | 2 (± 17.7) | 37.5 | – |" in (tmp_path / "results/leaves_table.md").read_text()
+    tex = (tmp_path / "results/leaves_table.tex").read_text()
+    assert r"& 37.5 & 25.0--50.0 & 2 ($\pm$ 17.7) \\" in tex
+    assert r"    soil\_1 & 37.5 \\" in tex
+    assert r"\caption{50 \% leaves. " in tex
+
+
+NASTY = r"""100 % of $5 & #2, a_b ~ c^d \{e} \textbf{no} -- '' `` "q" <x> [y] *z | – − ± ×"""
+
+
+def document(folder: Path, tables: list[str]) -> None:
+    """A paper in two columns with nothing but tables, and what the files say they need."""
+    needs = {
+        name for text in tables for line in text.splitlines() for name in re.findall(r"^% .*\\usepackage\{(.*)\}", line)
+    }
+    body = "\n\\clearpage\n".join(tables)
+    packages = "".join(f"\\usepackage{{{name}}}\n" for name in sorted(needs))
+    text = f"\\documentclass[twocolumn]{{article}}\n{packages}\\begin{{document}}\n{body}\\end{{document}}\n"
+    (folder / "paper.tex").write_text(text, encoding="utf-8")
+
+
+def test_latex_is_whole(results: Path, tmp_path: Path) -> None:
+    """Braces and environments close, each row has as many cells as the heading; and pdflatex agrees, where it is."""
+    rows = [latex.Row([NASTY, "1.0"]), latex.Row(["[1]", "* 2"], bold=True, rule=True), latex.Row(["é", "–"])]
+    extra = latex.table(NASTY, "tab:nasty", [NASTY, "a_b"], 1, rows, [NASTY, "see `a_b` at https://x.example/a_b%20/c"])
+    classes = [latex.Row([f"class_{i}", *["1.0"] * 9]) for i in range(150)]
+    texts = [(results / "results" / f"{name}_table.tex").read_text(encoding="utf-8") for name in TABLES] + [extra]
+    for text in texts:
+        bare = re.sub(r"\\[\\{}&%#]", "", text.partition("\n")[2]).replace("{%\n", "{\n")
+        assert bare.count("{") == bare.count("}")
+        assert not re.findall("[%#]", bare)
+        opened: list[str] = []
+        for kind, name in re.findall(r"\\(begin|end)\{(.*?)\}", text):
+            if kind == "begin":
+                opened.append(name)
+            else:
+                assert opened.pop() == name
+        assert not opened
+        rows_there = [line for line in text.splitlines() if line.startswith("    ") and line.endswith(r" \\")]
+        assert len({len(re.findall(r"(?<!\\)&", line)) for line in rows_there}) == 1
+    texts.append(latex.long_table("Classes", "tab:long", ["Class", *["a long name, single-scale"] * 9], 1, classes))
+    # A long table wants one column.
+    document(tmp_path, [*texts[:-1], r"\onecolumn", texts[-1]])
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex: only the structure was tested")
+    command = ["pdflatex", "-halt-on-error", "-interaction=batchmode", "-no-shell-escape", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    log = (tmp_path / "paper.log").read_text(encoding="latin-1")
+    assert done.returncode == 0, log[-3000:]
+    assert "Undefined" not in log
+    assert "Overfull" not in log.replace("Overfull \\hbox (0", "")
 
 
 # What a user can get wrong --------------------------------------------------------------------------------------------
@@ -316,8 +391,8 @@ def test_readme_block(results: Path, tmp_path: Path) -> None:
     assert text.count("mini: drawn scenes") == 1
     rows = [line for line in text.splitlines() if line.startswith("| [Table")]
     assert len(rows) == 1 + 12 + 1 + 2 + 1 + 2 + 2 + 2 + 4
-    ours = f"{expected(scores('voc-res152')['protocols']['multi']['mean_iou'])}"
-    assert any(f"| RefineNet-Res152 | 83.4 | {ours} (val instead of test) |" in row for row in rows)
+    ours = f"{100 * scores('voc-res152')['protocols']['multi']['mean_iou']:.1f}"
+    assert any(f"| RefineNet-Res152 | 83.4 | {ours} (val instead of test) | – |" in row for row in rows)
 
 
 @pytest.mark.parametrize("text", ["no marks\n", "<!-- tables:end --> <!-- tables:start -->", None])
@@ -366,7 +441,10 @@ def test_graph_feeds_each_table_its_experiments() -> None:
     for name in TABLES:
         deps = [str(dep) for dep in stages[f"table-{name}"]["deps"]]
         metrics = {dep for dep in deps if dep.startswith("metrics/")}
-        assert metrics == {str(path(experiment)) for experiment in tabulate.experiments(name)}, name
+        expected = {str(path(experiment)) for experiment in tabulate.experiments(name)} | {"metrics/seeds"}
+        assert metrics == expected | ({"metrics/servers"} if name in ("voc", "cityscapes") else set()), name
+        outs = {path for out in stages[f"table-{name}"]["outs"] for path in out}
+        assert outs == {f"results/{name}_table.{suffix}" for suffix in tabulate.FORMATS}, name
 
 
 def test_the_tables_experiments_are_named_after_their_data() -> None:

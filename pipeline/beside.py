@@ -1,0 +1,112 @@
+"""What stands beside the paper's numbers in a table: this run's, on val or a test server, and whose they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+
+from pipeline import scores, server_scores, tables
+from pipeline.published import NOT_PRINTED, Row, Source, Table
+from pipeline.scores import Seeds
+from pipeline.server_scores import ServerScores
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The number of this run beside a printed one, in percent; "" for what there is not."""
+
+    run: str
+    difference: str = ""
+    low: str = ""
+    high: str = ""
+    spread: str = ""
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Whose a number is: an experiment's, from one seed or several on val, or one archive's on a test server."""
+
+    source: Source
+    val: Seeds
+    server: ServerScores | None
+
+    @property
+    def split(self) -> str:
+        return "test" if self.server else self.val.first.split
+
+    @property
+    def images(self) -> int:
+        return self.server.images if self.server else self.val.first.images
+
+    @property
+    def profile(self) -> str:
+        return self.server.profile if self.server else self.val.first.profile
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return (self.val.first.seed,) if self.server else tuple(run.seed for run in self.val.runs)
+
+    def cell(self, metric: str, paper: str) -> Cell:
+        """The number of a column, beside the paper's."""
+        protocol = self.source.protocol
+        if self.server:
+            run = _one_decimal(self.server.value(metric))
+            return Cell(run, difference(run, paper))
+        run = tables.percent(self.val.mean(protocol, metric))
+        low, high = map(tables.percent, self.val.interval(protocol, metric) or (None, None))
+        spread = tables.percent(self.val.spread(protocol, metric))
+        return Cell(run, difference(run, paper), low, high, spread)
+
+    def notes(self) -> list[str]:
+        """What else is to be said of it."""
+        if not self.server:
+            return self.val.first.absent()
+        val = Behind(self.source, self.val, None)
+        cell, first = val.cell("mean_iou", NOT_PRINTED), self.val.first
+        told = f"{cell.run} on {first.split}" + (f" ({tables.interval(cell.low, cell.high)})" if cell.low else "")
+        if len(val.seeds) > 1:
+            told += f", mean of {len(val.seeds)} seeds ± {cell.spread}"
+        return [f"{tables.SERVER}: {self.server.link}", told, *self.warnings()]
+
+    def warnings(self) -> list[str]:
+        """Says where a test server's scores are of other weights than the rest of the run."""
+        if not self.server or self.val.first.weights in ("", self.server.weights):
+            return []
+        model = f"models/{self.source.experiment}.safetensors"
+        return [
+            f"recorded for other weights than {model}: md5 {self.server.weights}, "
+            f"{self.val.first.file} is of {self.val.first.weights}"
+        ]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A printed row beside this run: for each score column the number and whose it is; () in a competitor's row."""
+
+    row: Row
+    cells: tuple[Cell, ...]
+    behind: tuple[Behind, ...]
+
+
+def difference(run: str, paper: str) -> str:
+    """Points between two printed numbers, as a reader would subtract them; "" where one is missing."""
+    return "" if run == "" or paper == NOT_PRINTED else str(Decimal(run) - Decimal(paper))
+
+
+def _one_decimal(value: Decimal | None) -> str:
+    return "" if value is None else str(value.quantize(Decimal("0.1"), ROUND_HALF_UP))
+
+
+def lines(of: Table, root: Path) -> list[Line]:
+    """All rows of a table with what this run has for them."""
+    metrics = {experiment: scores.seeds(experiment, root) for experiment in of.experiments()}
+    served = {name: server_scores.load(name, root) for name in metrics} if of.name in server_scores.SERVED else {}
+    result = []
+    for row in of.rows:
+        behind = tuple(Behind(one, metrics[one.experiment], served.get(one.experiment)) for one in row.sources)
+        cells = tuple(
+            one.cell(score.metric, paper) for one, score, paper in zip(behind, of.scores, row.values, strict=False)
+        )
+        result.append(Line(row, cells, behind))
+    return result
