@@ -9,12 +9,12 @@ So its import (3 s), the hashing of the inputs and a slow or locked database nev
 MLflow sets up or prints (logging, warnings, threads) reaches the stage; and when a stage is killed, even by SIGKILL,
 somebody is left to write KILLED over its run. Whatever goes wrong there ends in one line on stderr, never in the stage.
 
-    python -m pipeline.tracking ui       MLflow's pages over the same database, on this machine only
+    python -m pipeline.tracking ui                   MLflow's pages over the same database, on this machine only
+    python -m pipeline.tracking find data/voc        the runs that data, weights or an md5 went into or came out of
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -188,9 +188,10 @@ class _Writer:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description="MLflow's pages for this project.")
-    parser.add_argument("command", choices=["ui"], help="serve the pages")
-    parser.add_argument("--port", type=int, default=5000)
-    from pipeline.mlflow_writer import serve
+    import importlib
 
-    serve(parser.parse_args().port)
+    from pipeline.stage import report
+
+    # By name: a stage is rerun when what it imports changes (tests/test_graph.py), and this is no part of any.
+    database = importlib.import_module("pipeline.mlflow_database")
+    sys.exit(report(database.main))

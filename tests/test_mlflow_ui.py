@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from thin_network import network
 
 from pipeline.files import dvc_md5
 from pipeline.tracking import track
@@ -35,13 +37,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project folder with one training and its evaluation in mlflow.db."""
+    """A project folder with two trainings and their evaluations in mlflow.db."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("project")
     (root / "data").mkdir()
     (root / "data" / "train.arrow").write_bytes(b"images")
-    (root / "model.safetensors").write_bytes(b"numbers")
+    network(root / "model.safetensors", 0)
+    network(root / "other.safetensors", 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -53,6 +56,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run.scores({"single/mean_iou": 0.4375, "single/iou/dining table": 0.625})
             Image.linear_gradient("L").save(root / "0.png")
             run.artifact(root / "0.png", "predictions")
+        with track("train", "voc-res152", "voc", {"crop": 128}, {"training data": root / "data"}) as run:
+            run.wrote(root / "other.safetensors")
+        with track("evaluate", "voc-res152", "voc", {}, {}, weights=root / "other.safetensors") as run:
+            run.scores({"single/mean_iou": 0.5625})
     return root
 
 
@@ -141,9 +148,10 @@ def test_the_pages_show_what_was_recorded(project: Path, server: str, browser: C
     recorded = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
     pages = f"{server}/#/experiments/{experiment.experiment_id}/runs"
 
-    shown = text_of(browser, pages, "voc-res101", "2 matching runs")
+    shown = text_of(browser, pages, "voc-res101", "voc-res152", "4 matching runs")
     assert "evaluate voc-res101" not in shown  # folded under its training
-    browser.find_element(By.CSS_SELECTOR, ".ag-row button[data-component-id*='runnamecellrenderer']").click()
+    # The upper one is the later training.
+    browser.find_elements(By.CSS_SELECTOR, ".ag-row button[data-component-id*='runnamecellrenderer']")[-1].click()
     text_of(browser, None, "evaluate voc-res101")
     browser.save_screenshot(str(tmp_path / "runs.png"))
 
@@ -167,3 +175,30 @@ def test_the_pages_show_what_was_recorded(project: Path, server: str, browser: C
     log = browser.get_log("browser")  # type: ignore[no-untyped-call]
     errors = [entry["message"] for entry in log if entry["level"] == "SEVERE"]
     assert [message for message in errors if not re.search(r"/users/current|ResizeObserver loop", message)] == []
+
+
+def test_trainings_and_models_can_be_compared(project: Path, server: str, browser: Chrome, tmp_path: Path) -> None:
+    from urllib.parse import quote
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("voc")
+    assert experiment
+    runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    chosen = quote(json.dumps([runs["voc-res101"], runs["voc-res152"]]))
+    address = f"{server}/#/compare-runs?runs={chosen}&experiments={quote(json.dumps([experiment.experiment_id]))}"
+    text_of(browser, address, "crop", "96", "128", "mean_iou", "0.438", "0.563")
+    browser.save_screenshot(str(tmp_path / "compare.png"))
+
+    page = f"{server}/#/experiments/{experiment.experiment_id}"
+    text_of(browser, f"{page}/runs?compareRunsMode=CHART", "mean_iou", "0.44", "0.56", "loss", "voc-res152")
+    browser.save_screenshot(str(tmp_path / "charts.png"))
+    text_of(browser, f"{page}/models", "voc-res101", "voc-res152", "Ready")
+    browser.save_screenshot(str(tmp_path / "models.png"))
+
+    text_of(browser, f"{server}/#/models/voc-res101", "Version 1", "best", "miou-43_75")
+    browser.save_screenshot(str(tmp_path / "registered.png"))
+    version = f"{server}/#/models/voc-res101/versions/1"
+    text_of(browser, version, "43.75 % mean IoU, single, voc", "weights.md5", "Inputs (1)", "Outputs (2)")
+    browser.save_screenshot(str(tmp_path / "version.png"))

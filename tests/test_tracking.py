@@ -222,9 +222,12 @@ def no_process(project: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (locked, "database is locked"),
-        (lambda project: (project / "mlflow.db").mkdir(), "unable to open database file"),
-        (lambda project: (project / "mlflow.db").write_bytes(b"no database" * 100), "file is not a database"),
+        (locked, "/mlflow.db: database is locked"),
+        (lambda project: (project / "mlflow.db").mkdir(), "/mlflow.db: unable to open database file"),
+        (
+            lambda project: (project / "mlflow.db").write_bytes(b"no database" * 100),
+            "/mlflow.db: file is not a database",
+        ),
         (lambda project: os.environ.update(MLFLOW_TRACKING_URI="sqlite:////proc/mlflow.db"), "proc/mlflow.db.lock"),
         (lambda project: os.environ.update(MLFLOW_TRACKING_URI="http://127.0.0.1:9"), "127.0.0.1"),
         (no_process, "no-python"),

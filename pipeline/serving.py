@@ -1,0 +1,100 @@
+"""A trained model as MLflow loads and serves it: images in, label maps out.
+
+    mlflow models serve -m models:/voc-res101@best --env-manager local --port 5001
+
+MLflow calls `_load_pyfunc`, whose name is MLflow's. What it is given is the weights' safetensors file: nothing is
+unpickled, and no code comes out of the database; the code is this project's, installed where the model is loaded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.files import dvc_md5
+from refinenet.files import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from refinenet.data import Array
+
+
+class Served:
+    """What MLflow calls; one image at a time, whatever comes at once: PyTorch uses all cores for each."""
+
+    def __init__(self, weights: Path, device: str) -> None:
+        import torch
+
+        from pipeline.predict import Labeller
+        from refinenet.config import Protocol
+
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._label = Labeller(weights, torch.device(chosen), Protocol((1.0,)), None)
+        self._alone = threading.Lock()
+
+    def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """The column `image` (bytes of image files) -> columns `label` and `classes`, as `pipeline.registry` signs it.
+
+        A label is the bytes of a palette PNG of the upright image's size: index of `classes`, 255 = void. `params`:
+        `scales` and `flip`, as `pipeline.predict` has them. MlflowException (status 400) for what is no image.
+        """
+        import pandas as pd
+
+        from pipeline.pictures import indexed
+        from refinenet.config import Protocol
+
+        told = params or {}
+        scales = tuple(float(scale) for scale in told.get("scales", (1.0,)))
+        if not scales or not all(0 < scale <= 8 for scale in scales):
+            raise _refused(f"scales: {list(scales)}, expected numbers above 0, 8 at most")
+        labels = []
+        for number, data in enumerate(table["image"]):
+            with self._alone:
+                self._label.protocol = Protocol(scales, bool(told.get("flip", False)))
+                try:
+                    label = self._label(_decoded(bytes(data), f"image {number}"), f"image {number}")
+                except UserError as error:
+                    raise _refused(str(error)) from None
+            png = BytesIO()
+            indexed(label, self._label.palette).save(png, "png")
+            labels.append(png.getvalue())
+        return pd.DataFrame({"label": labels, "classes": [list(self._label.classes)] * len(labels)})
+
+
+def _decoded(data: bytes, where: str) -> Array:
+    """The bytes of an image file -> H x W x 3 uint8 RGB, upright. UserError where they are none."""
+    from PIL import Image, UnidentifiedImageError
+
+    from pipeline.photos import as_seen
+
+    try:
+        with Image.open(BytesIO(data)) as picture:
+            return as_seen(picture)
+    except UnidentifiedImageError:
+        raise UserError(f"{where}: not an image of a kind that Pillow reads") from None
+    except Exception as error:  # Pillow's readers have no error type of their own: a broken file raises nearly anything
+        raise UserError(f"{where}: cannot be read ({' '.join(str(error).split())})") from None
+
+
+def _refused(reason: str) -> Exception:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    error: Exception = MlflowException(reason, INVALID_PARAMETER_VALUE)
+    return error
+
+
+def _load_pyfunc(path: str, config: Mapping[str, Any]) -> Served:
+    """The model of the safetensors file `path`. UserError if its md5 is no longer the one that was logged.
+
+    `config`, as logged: "md5", and "device", which MLFLOW_PYFUNC_INFERENCE_CONFIG='{"device": "cpu"}' sets; "" is a GPU
+    where there is one.
+    """
+    weights = Path(path)
+    if (found := dvc_md5(weights)) != config["md5"]:
+        raise UserError(f"{weights}: md5 {found}, expected {config['md5']}, of the weights that were logged")
+    return Served(weights, str(config["device"]))
