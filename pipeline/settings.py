@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import os
 import re
 import socket
 import sys
@@ -281,7 +282,8 @@ def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
     """UserError, before anything is written, where this machine lacks what the profile needs: a GPU, a network."""
     profile = next((PROFILES / f"{s['profile']}.yaml" for s in settings["train"].values()), PROFILES)
-    if any(str(s["device"]).startswith("cuda") for s in settings["train"].values()):
+    here = "PIPELINE_ELSEWHERE" not in os.environ  # the head of a cluster needs no GPU (pipeline/graph.py)
+    if here and any(str(s["device"]).startswith("cuda") for s in settings["train"].values()):
         try:
             count = ctypes.c_int(0)
             driver = ctypes.CDLL("libcuda.so.1")  # asked directly: importing torch to ask takes seconds

@@ -59,7 +59,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     _received.add(number)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second ends at once
+    # The second ends at once. Not where a parent passes on the signal that a scheduler sends to all processes of a job.
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _listen(graceful: bool) -> None:

@@ -2,9 +2,8 @@
 
 A pretraining ends in weights/<pretraining>.safetensors instead, where experiments start. Killed at any moment and
 started again it goes on from checkpoints/<experiment>/ and ends in the same bytes; a SIGTERM ends it with exit code 75
-after a last checkpoint. On several GPUs:
-`torchrun --nproc-per-node 2 -m pipeline.train EXPERIMENT`. An experiment whose finished weights the profile names
-(`models`) is not trained: they are converted, and the curve has no points.
+after a last checkpoint. With `train: {processes: 2}` in the profile it trains on two GPUs. An experiment whose finished
+weights the profile names (`models`) is not trained: they are converted, and the curve has no points.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -42,6 +42,11 @@ def run(name: str) -> None:
         return
     if choice.target == "weights" and not choice.phases:
         pass_on(name, start)
+        return
+    if choice.recipe.processes > 1 and "WORLD_SIZE" not in os.environ:
+        from pipeline.launch import together as launch
+
+        launch("pipeline.train", name, choice.recipe.processes, choice.device)
         return
     wanted = choice.phases or (Phase(((choice.data, "train"),), choice.recipe.steps),)
     parts = {(data, split): Split(Path("data") / data / f"{split}.arrow") for p in wanted for data, split in p.parts}

@@ -169,14 +169,17 @@ class Recipe:
     precision: Precision = "float32"  # of the convolutions; weights, gradients and the loss are float32 in both
     channels_last: bool = False  # order of the maps in memory, which convolutions are faster in
     compiled: bool = False  # torch.compile of the network
+    processes: int = 1  # a GPU each; a batch is shared out, so the result is that of one to rounding, dropout apart
     recompute: bool = False  # maps inside the network are computed again for the gradient instead of kept: less memory
     log_every: int = 20
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "crop", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch", "crop", "processes", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}, expected 1 or more")
+        if self.batch < self.processes:
+            raise UserError(f"train.batch is {self.batch}, expected an image for each of {self.processes} processes")
         if not self.scales or min(self.scales) <= 0 or self.input_scale <= 0 or self.lr <= 0:
             raise UserError("train.scales, train.input_scale and train.lr must be above 0")
 

@@ -54,6 +54,20 @@ def pick(free: Sequence[int], take: Callable[[int], bool]) -> int:
     return next((index for index in order if take(index)), order[0])
 
 
+def reserve(count: int) -> str:
+    """`count` GPUs that no other stage on this machine has chosen, as CUDA_VISIBLE_DEVICES names them.
+
+    They are held for the rest of this process. UserError where so many are not free: shared ones would not do.
+    """
+    free, taken = _free_memory(), list[str]()
+    for name in sorted(free, key=lambda name: -free[name]):
+        if len(taken) < count and hold(Path(tempfile.gettempdir()) / f"refinenet-gpu-{name}.lock"):
+            taken.append(name)
+    if len(taken) < count:
+        raise UserError(f"train.processes is {count}, but {len(taken)} of {len(free)} GPUs here are free")
+    return ",".join(f"GPU-{name}" for name in taken)
+
+
 def hold(path: Path) -> bool:
     """Lock the file `path` for the rest of this process; False where another process has it."""
     import fcntl  # not on Windows, where no stage gets here without a GPU

@@ -1,0 +1,330 @@
+"""What a profile costs: GPU hours and memory of each training, disk, and how long it all takes on n GPUs.
+
+    python -m pipeline.cost                        profile paper, on an H100 of which a share is assumed
+    python -m pipeline.cost --gpu a100 --gpus 4    another GPU, and which training runs on which of four
+    python -m pipeline.cost --rate 41.5            measured images/s of RefineNet-101, 480 x 480 (benchmarks/train.py)
+    python -m pipeline.cost --page docs/cost.md    the same, between the marks of that page
+
+Multiply-adds are counted in the network itself, on PyTorch's device "meta", which computes nothing; so is memory. What
+is published or assumed and not counted is in pipeline/cost.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline import datasets, settings
+from pipeline.schema import Params, Profile, Training, build
+from pipeline.stage import report
+from refinenet.config import Protocol, Recipe, Resizing
+from refinenet.files import UserError, whole_file
+
+FACTS: dict[str, Any] = settings.read_yaml(Path(__file__).with_suffix(".yaml"))
+START, END = "<!-- cost -->\n", "\n<!-- end of cost -->"
+# Forward, gradient of the inputs, gradient of the weights: each is about one forward pass.
+PASSES = 3
+OPERATIONS = 2  # a multiplication and an addition
+FLOAT = 4  # bytes
+KEPT = 2  # checkpoints of a running training
+# What `--rate` is of: the network that benchmarks/train.py measures on a GPU, 21 classes, 480 x 480.
+REFERENCE = json.dumps({"backbone": "resnet101", "pools": 4}), 21, 480
+
+
+@dataclass(frozen=True)
+class Work:
+    """One training and, of an experiment, its evaluation. Multiply-adds are of one image's forward pass.
+
+    `side`: of a crop as the network sees it, pixels. `crops`: in all. `testing`: multiply-adds of the evaluation, and
+    `waiting`, its seconds on the CPU. `memory`: bytes of weights, momentum and one step. `after`: the pretraining that
+    has to be done.
+    """
+
+    name: str
+    side: int
+    multiply_adds: float
+    crops: int
+    testing: float
+    waiting: float
+    memory: float
+    parameters: int
+    batch: int
+    precision: str
+    after: str | None
+
+    def hours(self, rate: float) -> tuple[float, float]:
+        """GPU hours of the training and of the evaluation at `rate` operations a second."""
+        training = PASSES * OPERATIONS * self.multiply_adds * self.crops
+        return training / rate / 3600, (OPERATIONS * self.testing / rate + self.waiting) / 3600
+
+
+@dataclass(frozen=True)
+class Slot:
+    """When a work is on which GPU; hours."""
+
+    name: str
+    gpu: int
+    begin: float
+    end: float
+
+
+@cache
+def counted(network: str, classes: int, side: int, batch: int = 1) -> tuple[float, int, float]:
+    """Multiply-adds of a forward pass of one image of side x side, weights, and bytes of a training step of `batch`.
+
+    `network`: JSON of refinenet.config.Config without the classes. The bytes are maps and gradients at their most.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from refinenet import RefineNet
+    from refinenet.memory import activation_bytes
+    from refinenet.step import loss_of
+
+    with torch.device("meta"):
+        model = RefineNet(classes, **json.loads(network)).train()
+        images = torch.zeros(batch, 3, side, side)
+        labels = torch.zeros(batch, side, side, dtype=torch.uint8)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(images[:1])
+        held = activation_bytes(lambda: loss_of(model(images), labels))
+    return counter.get_total_flops() / OPERATIONS, sum(p.numel() for p in model.parameters()), held
+
+
+def rate_of(gpu: str, precision: str, batch: int) -> float:
+    """Operations a second that a GPU of cost.yaml is assumed to reach."""
+    share = max(share for least, share in FACTS["shares"].items() if batch >= least)
+    return float(FACTS["gpus"][gpu][precision]) * 1e12 * float(share)
+
+
+def read(profile: str) -> tuple[Params, Profile, str]:
+    """params.yaml and a profile; UserError where that one trains on no GPU."""
+    params = build(Params, settings.read_yaml(settings.PARAMS), str(settings.PARAMS))
+    found, where = settings.read_profile(profile)
+    if not found.device.startswith("cuda"):
+        raise UserError(f"{where}: device is {found.device}, expected cuda: what is told here is the cost on GPUs")
+    return params, found, where
+
+
+def works(params: Params, profile: Profile, where: str) -> list[Work]:
+    """All trainings of params.yaml on the paper's data, pretrainings first."""
+    rows: dict[str, Training] = {**params.pretrainings, **params.experiments}
+    rows |= {name: params.experiments[again.of] for name, again in params.seeds.items()}
+    found: list[Work] = []
+    for name, training in rows.items():
+        if training.data in params.own:
+            continue  # nobody has said how large its images are
+        made = settings.told_of(name, training, params, profile, where)
+        recipe, early = Recipe(**made["recipe"]), name in params.pretrainings
+        if early and not made["phases"]:
+            continue  # it passes its start on
+        side = round(recipe.crop * recipe.input_scale)
+        network = json.dumps(made["network"], sort_keys=True)
+        classes = len(datasets.load(training.data).CLASSES)
+        adds, parameters, step = counted(network, classes, side, recipe.batch)
+        pixels, waiting = (0.0, 0.0) if early else tested(profile, training, recipe)
+        found.append(
+            Work(
+                name=name,
+                side=side,
+                multiply_adds=adds,
+                crops=0 if name in profile.models else recipe.steps * recipe.batch,
+                testing=adds / side**2 * pixels,
+                waiting=waiting,
+                memory=2 * FLOAT * parameters + step,  # weights and momentum
+                parameters=parameters,
+                batch=recipe.batch,
+                precision=recipe.precision,
+                after=training.start if training.start in {work.name for work in found} else None,
+            )
+        )
+    return found
+
+
+def tested(profile: Profile, training: Training, recipe: Recipe) -> tuple[float, float]:
+    """Pixels that go through the network in the evaluation, over all protocols and scales; seconds of the CRF."""
+    own = profile.datasets.get(training.data, {}).get("evaluate", {})
+    row = getattr(training, "evaluate", {})
+    chosen = {**profile.evaluate, **own, **row}
+    protocols: dict[str, Any] = {}
+    for given in (profile.evaluate, own, row):
+        protocols |= given.get("protocols", {})
+    edges = chosen.get("short_edge")
+    height, width = FACTS["sizes"][training.data]
+    factor = Resizing(recipe.input_scale, tuple(edges) if edges else None).factor(height, width)
+    views, waiting = 0.0, 0.0
+    for given in protocols.values():
+        protocol = Protocol(**given)
+        views += sum(scale**2 for scale in protocol.scales) * (1 + protocol.flip)
+        waiting += FACTS["crf"] * protocol.crf
+    count = datasets.load(training.data).COUNTS["val"]
+    return count * height * width * factor**2 * views, count * waiting
+
+
+def schedule(hours: Mapping[str, float], after: Mapping[str, str | None], gpus: int) -> list[Slot]:
+    """Which work runs when on which of `gpus` GPUs: whoever is free takes, of what can begin, what holds up most.
+
+    Longest first, where a work's length is its own and that of the longest chain that waits for it. `after`: work ->
+    what it has to wait for.
+    """
+    if gpus < 1:
+        raise UserError(f"--gpus is {gpus}, expected 1 or more")
+
+    def length(name: str) -> float:
+        return hours[name] + max((length(other) for other, first in after.items() if first == name), default=0.0)
+
+    order = sorted(hours, key=lambda name: (-length(name), name))
+    free, ended, slots = [0.0] * gpus, dict[str, float](), list[Slot]()
+    while order:
+        # Of all that can come next, what begins first; of those the first in order.
+        gpu = free.index(min(free))
+        begins = {name: max(free[gpu], _ready(after[name], ended)) for name in order}
+        name = min(order, key=lambda name: begins[name])
+        free[gpu] = ended[name] = begins[name] + hours[name]
+        slots.append(Slot(name, gpu, begins[name], free[gpu]))
+        order.remove(name)
+    return slots
+
+
+def _ready(first: str | None, ended: Mapping[str, float]) -> float:
+    return 0.0 if first is None else ended.get(first, float("inf"))
+
+
+def archives(profile: Profile) -> tuple[float, list[str]]:
+    """Bytes of all archives, each counted once, and those whose size nobody publishes."""
+    sizes: dict[str, float] = {}
+    unknown = []
+    for sources in profile.sources.values():
+        for file, source in sources.items() if not isinstance(sources, str) else ():
+            size = source.size or FACTS["archives"].get(file)
+            if size is None:
+                unknown.append(file)
+            else:
+                sizes[source.url] = float(size)
+    return sum(sizes.values()), unknown
+
+
+def prepared(params: Params) -> float:
+    """Bytes of the prepared splits: three of a pixel and one of its label, which test images do not have."""
+    total = 0.0
+    for data in params.datasets:
+        height, width = FACTS["sizes"][data]
+        for split, count in datasets.load(data).COUNTS.items():
+            total += count * height * width * (3 if split == "test" else 4)
+    return total
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    align = [":--", *("--:" for _ in head[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, align, *rows))
+
+
+def tell(name: str, gpu: str, rate: float | None, gpus: int | None) -> str:
+    """The tables of the profile `name`, as Markdown. `rate`: images/s measured; None: what is assumed of `gpu`."""
+    params, profile, where = read(name)
+    found = works(params, profile, where)
+    adds, _, _ = counted(*REFERENCE)
+    reached = {
+        work.name: rate * PASSES * OPERATIONS * adds if rate else rate_of(gpu, work.precision, work.batch)
+        for work in found
+    }
+    hours = {work.name: work.hours(reached[work.name]) for work in found}
+    rows = [
+        [
+            f"`{work.name}`",
+            f"{work.side}",
+            f"{work.multiply_adds / 1e9:.0f}",
+            f"{work.crops:,}",
+            f"{hours[work.name][0]:.1f}",
+            f"{hours[work.name][1]:.2f}" if work.testing else "",
+            f"{work.memory / 1e9:.1f}",
+        ]
+        for work in found
+    ]
+    both = {name: sum(pair) for name, pair in hours.items()}
+    total = sum(both.values())
+    trained, evaluated = (sum(pair[column] for pair in hours.values()) for column in (0, 1))
+    rows.append(["all", "", "", f"{sum(w.crops for w in found):,}", f"{trained:.1f}", f"{evaluated:.2f}", ""])
+    if rate:
+        basis = f"Measured: {rate:g} images/s for RefineNet-101 at 480 x 480; the others by their multiply-adds."
+    else:
+        about = FACTS["gpus"][gpu]
+        kinds = sorted({(reached[w.name], w.precision) for w in found})
+        told = " and ".join(f"{100 * done / about[kind] / 1e12:.0f} % of its {kind} peak" for done, kind in kinds)
+        images = " and ".join(f"{done / (PASSES * OPERATIONS * adds):.0f}" for done, _ in kinds)
+        basis = (
+            f"**Assumed, not measured**: an NVIDIA {about['title']} at {told}, which would be {images} images/s for "
+            "RefineNet-101 at 480 x 480."
+        )
+    head = ("training", "side", "GMAC a crop", "crops", "GPU hours, training", "evaluation", "GPU memory, GB")
+    after = {work.name: work.after for work in found}
+    parts = [f"Profile `{name}`. {basis}", _table(head, rows)]
+    if gpus is not None:
+        slots = sorted(schedule(both, after, gpus), key=lambda slot: (slot.gpu, slot.begin))
+        begun = [[str(s.gpu), f"`{s.name}`", f"{s.begin:.1f}", f"{s.end:.1f}"] for s in slots]
+        parts.append(_table(("GPU", "training", "from hour", "to hour"), begun))
+    counts = (1, 2, 4, 8, 16) if gpus is None else (gpus,)
+    divided = []
+    for count in counts:
+        wall = max(slot.end for slot in schedule(both, after, count))
+        divided.append([str(count), f"{wall:.1f}", f"{wall / 24:.1f}", f"{100 * total / wall / count:.0f} %"])
+    parts.append(_table(("GPUs", "hours", "days", "busy"), divided))
+    parts.append(_table(("disk", "GB"), disk(params, profile, found, max(counts))))
+    return "\n\n".join(parts)
+
+
+def disk(params: Params, profile: Profile, found: Sequence[Work], gpus: int) -> list[list[str]]:
+    """Rows of what the profile keeps on disk; checkpoints are those of `gpus` trainings at once."""
+    known, unknown = archives(profile)
+    models = sum(work.parameters for work in found) * (FLOAT if profile.dtype == "float32" else FLOAT / 2)
+    one = 2 * FLOAT * max(work.parameters for work in found)  # weights and momentum
+    splits = prepared(params)
+    missing = f"; without {', '.join(f'`{file}`' for file in unknown)}, whose size nobody publishes" if unknown else ""
+    rows = [
+        (f"archives, each once{missing}", known),
+        ("prepared data", splits),
+        ("trained weights", models),
+        (f"checkpoints of {gpus} trainings at once, {KEPT} each", gpus * KEPT * one),
+        ("DVC's cache, where the file system has no reflinks and links are not allowed", splits + models),
+    ]
+    return [[what, f"{size / 1e9:.1f}"] for what, size in rows]
+
+
+def rewrite(path: Path, text: str) -> str:
+    """The page `path` with `text` between its marks; UserError where it has none."""
+    before, start, rest = path.read_text(encoding="utf-8").partition(START)
+    _, end, behind = rest.partition(END)
+    if not start or not end:
+        raise UserError(f"{path}: expected the lines {START.strip()} and {END.strip()}")
+    return before + START + text + END + behind
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.cost", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--profile", default="paper", help="a file of profiles/ without .yaml (default: paper)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--gpu", choices=sorted(FACTS["gpus"]), default="h100")
+    which.add_argument("--rate", type=float, help="images/s that benchmarks/train.py measured for RefineNet-101")
+    parser.add_argument("--gpus", type=int, help="tell which training runs when on so many")
+    parser.add_argument("--page", type=Path, help="write it between the marks of this file instead")
+    given = parser.parse_args(arguments)
+    if given.rate is not None and given.rate <= 0:
+        raise UserError(f"--rate is {given.rate:g}, expected images a second, above 0")
+    text = tell(given.profile, given.gpu, given.rate, given.gpus)
+    if given.page is None:
+        print(text)
+        return
+    made = rewrite(given.page, text)
+    with whole_file(given.page) as part:
+        part.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(report(main))

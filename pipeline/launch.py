@@ -1,0 +1,49 @@
+"""Several processes for one training: torchrun from inside the stage, whose command stays what it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+
+from pipeline.stage import AGAIN, Terminated
+
+
+def together(module: str, name: str, processes: int, device: str) -> None:
+    """Run `python -m <module> <name>` in `processes` processes that know of each other; return when all are done.
+
+    On "cuda" each has a GPU of its own. Where they were asked to stop (SIGTERM) Terminated is raised, after a Ctrl-C
+    KeyboardInterrupt; where one has failed, and has said why, SystemExit with its exit code.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from refinenet.device import reserve
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    if device == "cuda" and "CUDA_VISIBLE_DEVICES" not in os.environ:  # else a scheduler has chosen
+        os.environ["CUDA_VISIBLE_DEVICES"] = reserve(processes)
+    os.environ["PIPELINE_ENGINE"] = str(os.getpid())  # they end with this process, however that ends
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module, name)
+    except SignalException as stopped:
+        if stopped.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise Terminated(f"{processes} processes; the same command goes on from checkpoints/{name}/") from None
+    except ChildFailedError as failed:
+        codes = {failure.exitcode for failure in failed.failures.values()}
+        if AGAIN in codes:
+            raise Terminated(f"{processes} processes; the same command goes on from checkpoints/{name}/") from None
+        sys.exit(max(codes) if max(codes) > 0 else 1)
