@@ -61,8 +61,8 @@ for stage in stages:
 
 
 onsuccess:
-    graph.commit(repo, stages)
+    graph.tell(repo, stages)
 
 
 onerror:
-    graph.commit(repo, stages)
+    graph.tell(repo, stages)

@@ -7,6 +7,7 @@ what Snakemake has done, so that after either of the two the other finds nothing
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ _T = TypeVar("_T")
 
 STAMPS = Path(".snakemake/stamps")  # one file a stage: command and parameter values as last seen
 DONE = Path(".snakemake/done")  # one file a stage that Snakemake ran and DVC has not been told of
+SKEW = 60  # seconds by which the clock of a file server may be ahead of this machine's
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,22 @@ def _time(path: str | Path) -> float:
 
 
 def _newer(outputs: Sequence[str], inputs: Sequence[str]) -> bool:
-    """Whether all outputs exist and none is older than an input."""
-    return all(Path(o).exists() for o in outputs) and max(map(_time, inputs), default=0) <= min(map(_time, outputs))
+    """Whether all of them exist and no output is older than an input."""
+    whole = all(Path(p).exists() for p in (*inputs, *outputs))
+    return whole and max(map(_time, inputs), default=0) <= min(map(_time, outputs))
 
 
 def _touch(path: str) -> None:
-    os.utime(path)
-    timestamp = Path(path, ".snakemake_timestamp")  # Snakemake's own, by which it tells the age of a folder
-    if timestamp.exists():
-        os.utime(timestamp)
+    try:
+        os.utime(path)
+        timestamp = Path(path, ".snakemake_timestamp")  # Snakemake's own, by which it tells the age of a folder
+        if timestamp.exists():
+            os.utime(timestamp)
+    except OSError as error:
+        raise UserError(
+            f"{path}: its content is up to date, its time is not, and cannot be set ({error.strerror}); Snakemake goes "
+            "by times, `dvc repro` by contents"
+        ) from None
 
 
 def _patiently(action: Callable[[], _T], seconds: float = 600) -> _T:
@@ -153,10 +162,20 @@ def _patiently(action: Callable[[], _T], seconds: float = 600) -> _T:
 def _commit(repo: Any, stage: Any) -> None:
     from dvc.repo import lock_repo
 
+    stage.save()  # hashes what was made, before the lock: another dvc waits three seconds for it and gives up
     with lock_repo(repo):
-        stage.save()
         stage.commit()
+        for out in stage.outs:
+            # Where not all files of a folder could be copied, DVC prints errors and goes on.
+            if out.use_cache and out.changed_cache():
+                raise OSError(errno.EIO, "not all of it was taken")
         stage.dump(update_pipeline=False)
+
+
+def _status(repo: Any) -> dict[str, Any]:
+    """What `dvc status` tells, without the lock that it holds meanwhile: reading, it keeps nobody from anything."""
+    unlocked = [type(stage).status.__wrapped__(stage) for stage in repo.index.stages]  # as under DVC's decorators
+    return {address: told for stage in unlocked for address, told in stage.items()}
 
 
 def be_the_engine() -> None:
@@ -165,7 +184,7 @@ def be_the_engine() -> None:
 
 
 def commit(repo: Any, known: Sequence[Stage]) -> None:
-    """Tell DVC of the stages that Snakemake ran to their end.
+    """Tell DVC of the stages that Snakemake ran to their end. UserError where its cache cannot be written.
 
     A mark that is older than an input, or of other parameters, is of an earlier run that was killed: not believed.
     """
@@ -174,15 +193,34 @@ def commit(repo: Any, known: Sequence[Stage]) -> None:
     # Looked at before the first commit: DVC links outputs anew, and their times would then be those of the commit.
     believed = [stage for stage in marked if _believed(stage)]
     for stage in sorted(believed, key=lambda stage: _time(stage.done)):
-        _patiently(partial(_commit, repo, by_address[stage.address]))
+        try:
+            _patiently(partial(_commit, repo, by_address[stage.address]))
+        except OSError as error:
+            raise UserError(
+                f"{stage.outputs[0]}: is made, but could not be put into DVC's cache ({error.strerror}); once that is "
+                "put right, the same command does so and runs nothing again"
+            ) from None
     for stage in marked:
         stage.done.unlink()
+
+
+def tell(repo: Any, known: Sequence[Stage]) -> None:
+    """Do the same at the end of a run: what the user can put right is one line and exit code 1."""
+    try:
+        commit(repo, known)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def _believed(stage: Stage) -> bool:
     whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
     fresh = whole and all(_time(p) <= _time(stage.done) for p in stage.inputs)
-    return fresh and stage.done.read_text().strip() == stage.digest()
+    return fresh and not _of_the_future(stage.done) and stage.done.read_text().strip() == stage.digest()
+
+
+def _of_the_future(path: str | Path) -> bool:
+    """Whether a file's time is one that this machine's clock has yet to show: the clock was set back."""
+    return _time(path) > time.time() + SKEW
 
 
 def _unseen(stage: Stage) -> bool:
@@ -195,25 +233,54 @@ def _unseen(stage: Stage) -> bool:
     return False
 
 
+def _modified(stage: Any, told: Sequence[Any]) -> bool:
+    """Whether, by `dvc status`, an input or output of a stage has another content than when the stage had run."""
+    changes = [paths for entry in told if isinstance(entry, dict) for paths in entry.values()]
+    # Of parameters it has a word for each value; those are in the stamp.
+    how = {word for paths in changes if isinstance(paths, dict) for word in paths.values() if isinstance(word, str)}
+    # Of an output that is not in the cache DVC says that, and nothing about its content.
+    return "modified" in how or ("not in cache" in how and any(o.exists and o.changed_checksum() for o in stage.outs))
+
+
+def _stale_settings() -> bool:
+    """Whether settings.json, whatever its time, is not what params.yaml and the profile resolve to."""
+    try:
+        told = json.loads(settings.SETTINGS.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return True
+    return json.dumps(told, sort_keys=True) != json.dumps(settings.resolve(), sort_keys=True)
+
+
 def settle(repo: Any, known: Sequence[Stage]) -> None:
     """Make file times say what DVC knows. Called once, before Snakemake builds its graph.
 
     The stage that writes the parameters runs here and not as a job: each job reads its own few values, so none may
     depend on the time of the whole file, and without that nothing would tell Snakemake to run it first.
     """
+    for path in {path for stage in known for path in (*stage.inputs, *stage.outputs)}:
+        if Path(path).exists() and _of_the_future(path):
+            _touch(path)  # or it would be newer than all that is made from it, until the clock has caught up
     param_files = {file for stage in known for file in stage.param_files}
     for stage in known:
-        if param_files & set(stage.outputs) and not _newer(stage.outputs, stage.inputs):
+        if param_files & set(stage.outputs) and (not _newer(stage.outputs, stage.inputs) or _stale_settings()):
             if code := subprocess.run(stage.command, shell=True, check=False).returncode:
                 sys.exit(code)
             stage.done.parent.mkdir(parents=True, exist_ok=True)
             stage.done.write_text(stage.digest())
     commit(repo, known)
-    unseen = {stage.address for stage in known if _unseen(stage)}
     lockfile = Path("dvc.lock")
     entries = yaml.load(lockfile.read_bytes(), yaml.CSafeLoader)["stages"] if lockfile.exists() else {}
+    # "always changed" says that DVC cannot know; `_unseen` does.
+    changed = {address: told for address, told in _status(repo).items() if told != ["always changed"]}
+    # What no time of a file tells: a change in a user's folders, and one that came with an old time (cp -p, rsync -t).
+    unseen = {stage.address for stage in known if _unseen(stage)}
+    by_address = {stage.addressing: stage for stage in repo.index.stages}
     for stage in known:
-        # Snakemake passes over a newer file whose content is what it was: for what DVC cannot see, it is another.
+        told = changed.get(stage.address, ())
+        if told and _newer(stage.outputs, stage.inputs) and _modified(by_address[stage.address], told):
+            unseen.add(stage.address)
+    for stage in known:
+        # Snakemake passes over a newer file whose content is what it was: for what it cannot see, it is another.
         text = stage.digest() + (f" {time.time_ns()}" if stage.address in unseen else "")
         if not stage.stamp.exists() or stage.stamp.read_text() != text:
             with whole_file(stage.stamp) as part:
@@ -222,10 +289,9 @@ def settle(repo: Any, known: Sequence[Stage]) -> None:
             os.utime(stage.stamp, (0, 0))
         elif _time(stage.stamp) == 0:
             os.utime(stage.stamp)
-    # "always changed" says that DVC cannot know; `unseen` does.
-    changed = {address for address, told in _patiently(repo.status).items() if told != ["always changed"]} | unseen
     for stage in known:
         whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
-        if whole and stage.address not in changed and not _newer(stage.outputs, stage.inputs):
+        up_to_date = stage.address not in unseen and stage.address not in changed
+        if whole and up_to_date and not _newer(stage.outputs, stage.inputs):
             for output in stage.outputs:
                 _touch(output)
