@@ -10,41 +10,20 @@ byte for byte.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from pipeline import datasets, overview, pictures, scores, stage, tables
+from pipeline import chain, charts, datasets, figures, overview, scores, stage, summary, tables
+from pipeline.figures import Curve, Level
 from pipeline.files import dvc_md5
-from pipeline.pictures import GAP, SERIES
 from pipeline.published import NOT_PRINTED, PROTOCOLS, Source, Table, caveat, published, slug
 from pipeline.scores import Scores
 from refinenet.files import UserError, whole_file
 
 REPORT = Path("results", "report.html")
-CLOSE = 1.0  # points within which a number counts as reproduced
-
-
-@dataclass(frozen=True)
-class Level:
-    """How much a page shows. Widths in pixels, `quality` of WebP, 0 to 100.
-
-    `tiles`: of the contact sheet of the training images; others have half as many.
-    """
-
-    tiles: int
-    tile_width: int
-    tile_quality: int
-    predictions: int
-    width: int
-    quality: int
-
 
 # The report is kept in git, where a file may have 1 MB: the first level that fits is taken.
 LIMIT = 900_000
@@ -59,12 +38,17 @@ LEVELS = (
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table on the page. `kind`: competitor, paper, run or difference; `anchors`: whose numbers they are."""
+    """A row of a table on the page. `kind`: competitor, paper, run, interval or difference.
+
+    `anchors`: whose numbers they are; `seeds` and `where`: how many, and on which images.
+    """
 
     kind: str
     labels: list[str]
     cells: list[str]
     anchors: list[str]
+    seeds: str = ""
+    where: str = ""
 
 
 def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
@@ -73,15 +57,27 @@ def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
         labels = [record[slug(label)] for label in of.labels]
         cells = {
             part: [record[f"{slug(score.column)}_{part}"] for score in of.scores]
-            for part in ("paper", "run", "difference")
+            for part in ("paper", "run", "difference", "spread")
         }
+        ends = [
+            tables.interval(*(record[f"{slug(score.column)}_{end}"] for end in ("low", "high"))) for score in of.scores
+        ]
         names = list(dict.fromkeys(name for prefix, _ in of.groups() if (name := record[f"{prefix}experiment"])))
         yield Line("paper" if names else "competitor", labels, [text or NOT_PRINTED for text in cells["paper"]], [])
         if names:
             source = next(row.sources[0] for row in of.rows if list(row.labels) == labels and row.sources)
             how = tables.how(of, source, record[f"{of.groups()[0][0]}evaluated_on_run"])
-            yield Line("run", [how], [text or NOT_PRINTED for text in cells["run"]], names)
+            ours = [
+                f"{text} ± {spread}" if spread else text or NOT_PRINTED
+                for text, spread in zip(cells["run"], cells["spread"], strict=True)
+            ]
+            seeds, where = (
+                ", ".join(dict.fromkeys(record[f"{prefix}{what}"] for prefix, _ in of.groups()))
+                for what in ("seeds", "where")
+            )
+            yield Line("run", [how], ours, names, seeds, where)
             yield Line("difference", ["difference"], list(map(tables.signed, cells["difference"])), [])
+            yield Line("interval", ["95 % interval"], ends, [])
 
 
 def notes(of: Table, records: list[dict[str, str]]) -> list[str]:
@@ -90,60 +86,39 @@ def notes(of: Table, records: list[dict[str, str]]) -> list[str]:
     return [*of.notes, *sorted(ours - {""})]
 
 
-def curve(experiment: str, root: Path) -> tuple[list[float], list[float], list[float]]:
-    """Steps, losses and learning rates of a training, from curves/<experiment>.csv; empty for finished weights."""
-    file = Path("curves", f"{experiment}.csv")
-    try:
-        with (root / file).open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-        if not {"step", "loss", "lr"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"found {', '.join(reader.fieldnames or ()) or 'nothing'}")
-        columns = tuple([float(row[column]) for row in rows] for column in ("step", "loss", "lr"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; `train {experiment}` makes it") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: expected the columns step, loss, lr with numbers ({error})") from None
-    return columns[0], columns[1], columns[2]
+def chapter(
+    of: Table,
+    runs: Mapping[str, Scores],
+    made: Mapping[str, Curve],
+    holding: overview.Holding,
+    level: Level,
+    root: Path,
+) -> dict[str, Any]:
+    """The results on a data set. `of`: its own table, whose last row of ours is the experiment in the pictures.
 
-
-def predictions(experiment: str, level: Level, root: Path) -> list[dict[str, Any]]:
-    """The first pictures of predictions/<experiment>/, each cut into image, truth and prediction."""
-    folder = Path("predictions", experiment)
-    files = sorted((root / folder).glob("*.png"))
-    if not files:
-        raise UserError(f"{folder}: no pictures; `evaluate {experiment}` makes them")
-    result = []
-    for file in files[: level.predictions]:
-        with Image.open(file) as picture:
-            whole = np.asarray(picture.convert("RGB"))
-        width, rest = divmod(whole.shape[1] - 2 * GAP, 3)
-        if rest or width < 1:
-            raise UserError(f"{folder / file.name}: {whole.shape[1]} pixels wide, expected three pictures {GAP} apart")
-        image, truth, prediction = (whole[:, i * (width + GAP) :][:, :width] for i in range(3))
-        parts = [
-            pictures.photo(image, f"Image {file.stem}", level.width, level.quality),
-            pictures.flat(truth, f"Truth of {file.stem}", level.width),
-            pictures.flat(prediction, f"Prediction of {experiment} for {file.stem}", level.width),
-        ]
-        result.append({"name": file.stem, "parts": parts})
-    return result
-
-
-def chapter(of: Table, runs: Mapping[str, Scores], level: Level, root: Path) -> dict[str, Any]:
-    """The results on a data set. `of`: its own table, whose last row of ours is the experiment in the pictures."""
-    trainings = {name: curve(name, root) for name, run in runs.items() if run.dataset == of.name}
-    chart = {name: (steps, losses) for name, (steps, losses, _) in trainings.items()}
-    source = shown(of)
+    `made`: the curves of all trainings, pretrainings among them.
+    """
+    trainings = {name: curve for name, curve in made.items() if name.partition("-")[0] == of.name}
+    chart = {name: (curve.steps, curve.losses) for name, curve in trainings.items() if curve.steps}
+    source, schema = shown(of), holding.splits["train"].schema
+    matrix, mistakes = figures.confusion(source.experiment, source.protocol, schema.classes, root)
     return {
         "name": of.name,
         "title": datasets.load(of.name).TITLE,
         "shown": f"{source.experiment}, {PROTOCOLS[source.protocol]}",
-        "predictions": predictions(source.experiment, level, root),
-        "curves": pictures.curves(chart, f"Training loss against step of {', '.join(trainings)}")
-        if any(steps for steps, _ in chart.values())
-        else None,
-        "trainings": [{"name": name, "told": told(*columns)} for name, columns in trainings.items()],
+        "examples": figures.predictions(source.experiment, schema.classes, schema.palette, level, root),
+        "matrix": matrix,
+        "mistakes": mistakes,
+        "curves": charts.curves(chart, f"Training loss against step of {', '.join(chart)}") if chart else None,
+        "trainings": [
+            {
+                "name": name,
+                "linked": name in runs,
+                "told": curve.told(),
+                "line": list(chart).index(name) if name in chart else 0,
+            }
+            for name, curve in trainings.items()
+        ],
     }
 
 
@@ -176,76 +151,21 @@ def data(name: str, runs: Mapping[str, Scores], holding: overview.Holding, level
     }
 
 
-def told(steps: list[float], losses: list[float], rates: list[float]) -> str:
-    """A training in words."""
-    if not steps:
-        return "finished weights of others, not trained here"
-    lr = " to ".join(dict.fromkeys(f"{rate:.2g}".replace("e-0", "e-") for rate in (rates[0], rates[-1])))
-    loss = np.mean(losses[-max(1, len(losses) // 10) :])
-    return f"{round(steps[-1])} steps, learning rate {lr}, loss {loss:.3f} over the last tenth"
-
-
-def chain(run: Scores, data: str, root: Path) -> dict[str, Any]:
-    """What the numbers of an experiment were made from; `data` is the md5 of its prepared data set."""
-    rows = [
-        (of, ", ".join(row.labels))
-        for of in published().values()
-        for row in of.rows
-        if any(source.experiment == run.experiment for source in row.sources)
-    ]
-    made = [run.file, Path("models", f"{run.experiment}.safetensors")]
-    return {
-        "run": run,
-        "rows": rows,
-        "protocols": [(PROTOCOLS[name], run.protocols[name]) for name in PROTOCOLS if name in run.protocols],
-        "files": [(path.as_posix(), dvc_md5(root / path)) for path in made] + [(f"data/{run.dataset}", data)],
-    }
-
-
-@dataclass(frozen=True)
-class Number:
-    """A mean IoU of the paper and this run's, in percent. `comparable`: the paper's profile, on the paper's images."""
-
-    experiment: str
-    protocol: str
-    paper: float
-    run: float
-    comparable: bool
-
-    @property
-    def close(self) -> bool:
-        """Within CLOSE points, as printed: both have one decimal."""
-        return round(abs(self.run - self.paper), 1) <= CLOSE
-
-
-def numbers(printed: Mapping[str, list[dict[str, str]]]) -> list[Number]:
-    """Each mean IoU of the tables' rows of ours once, though it may stand in several; data set by data set."""
-    found = {}
-    for of in published().values():
-        for prefix, columns in of.groups():
-            score = slug(of.scores[columns[-1]].column)  # where the paper prints several, the last is the mean IoU
-            for record in printed[of.name]:
-                if experiment := record[f"{prefix}experiment"]:
-                    protocol, profile = record[f"{prefix}protocol"], record[f"{prefix}profile"]
-                    paper, run = float(record[f"{score}_paper"]), float(record[f"{score}_run"])
-                    found[experiment, protocol] = Number(
-                        experiment, protocol, paper, run, of.same_images and profile == "paper"
-                    )
-    order = [of.name for of in published().values()]
-    return sorted(found.values(), key=lambda number: order.index(number.experiment.partition("-")[0]))
-
-
 def context(root: Path) -> dict[str, Any]:
     """What the page says, its chapters on the data sets aside."""
     every = published().values()
     printed = {of.name: tables.read(of, root) for of in every}
-    runs = {name: scores.load(name, root) for of in every for name in of.experiments()}
+    seeds = {name: scores.seeds(name, root) for of in every for name in of.experiments()}
+    runs = {name: seeds[name].first for name in sorted(seeds)}
     folders = {name: root / "data" / name for name in datasets.NAMES}
     for name, folder in folders.items():
         if not folder.is_dir():
             raise UserError(f"data/{name}: no such folder; `prepare {name}` makes it")
-    md5 = {run.dataset: dvc_md5(folders[run.dataset]) for run in runs.values()}
-    found = numbers(printed)
+    md5s = {name: dvc_md5(folder) for name, folder in folders.items()}
+    chosen = chain.settings(root)
+    before = {first for name in runs if (first := chain.pretraining(name, chosen))}
+    made = {name: figures.curve(name, root) for name in sorted(before | set(runs))}
+    found = summary.numbers(printed)
     profiles = sorted({run.profile for run in runs.values()})
     beside = {f"{number.experiment}, {number.protocol}": (number.paper, number.run) for number in found}
     return {
@@ -254,10 +174,14 @@ def context(root: Path) -> dict[str, Any]:
         "tables": [(of, list(table_lines(of, printed[of.name])), notes(of, printed[of.name])) for of in every],
         "printed": sum(map(len, printed.values())),
         "numbers": found,
-        "beside": pictures.beside(beside, f"{len(found)} mean IoU of the paper beside this run's, as in the tables"),
-        "experiments": [chain(runs[name], md5[runs[name].dataset], root) for name in sorted(runs)],
+        "counts": summary.counts(found),
+        "beside": charts.beside(beside, f"{len(found)} mean IoU of the paper beside this run's, as in the tables"),
+        "experiments": [chain.link(seeds[name], chosen, md5s, root) for name in runs],
+        "archives": [chain.archives(name, chosen) for name in datasets.NAMES],
+        "costs": [chain.cost(name, curve, chosen, runs.get(name), root) for name, curve in made.items()],
         "runs": runs,
-        "colours": SERIES,
+        "made": made,
+        "colours": charts.SERIES,
     }
 
 
@@ -281,7 +205,7 @@ def page(root: Path = Path()) -> str:
         html = template.render(
             **values,
             data=[data(name, runs, holding, level) for name, holding in holdings.items()],
-            chapters=[chapter(of, runs, level, root) for of in own],
+            chapters=[chapter(of, runs, values["made"], holdings[of.name], level, root) for of in own],
         )
         if len(html.encode()) <= LIMIT:
             break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,36 @@ def write_run(root: Path, profile: str = "mini", train: int = 4, size: tuple[int
             gap = np.full((size[0], 4, 3), 255, np.uint8)
             parts = [image, gap, table[label], gap, table[np.roll(label, 3, axis=1)]]
             Image.fromarray(np.hstack(parts)).save(root / "predictions" / experiment / f"picture_{i}.png")
+        matrix = draw.integers(0, 100, (count, count)) + np.diag(draw.integers(0, 100 * count, count))
+        matrix = np.hstack([matrix, np.zeros((count, 1), np.int64)])  # nothing was taken for void
+        for protocol in ("single", "multi"):
+            np.save(root / "predictions" / experiment / f"confusion-{protocol}.npy", matrix)
+    write_settings(root, profile)
+    for name in ("voc-res101-coco", "voc-res152-coco"):
+        shutil.copy(root / "curves" / f"{name.removesuffix('-coco')}.csv", root / "curves" / f"{name}.csv")
+
+
+def write_settings(root: Path, profile: str = "mini") -> None:
+    """What the report reads of settings.json."""
+
+    def training(name: str) -> dict[str, Any]:
+        data, backbone = name.split("-")[:2]
+        start = f"{name}-coco" if name in ("voc-res101", "voc-res152") else backbone.replace("res", "resnet")
+        parts = [["coco", "train"]] if name.endswith("-coco") else []
+        return {
+            "data": data,
+            "network": {"backbone": backbone.replace("res", "resnet")},
+            "phases": [{"parts": [*parts, [data, "train"]]}],
+            "recipe": {"batch": 2, "crop": 100},
+            "start": start,
+        }
+
+    rendered = {"archives": {}, "rendered": {"height": 48, "width": 64}}
+    url = "https://images.example.org/archive.zip"
+    archive = {"url": url, "size": 1_234_567, "md5": "0" * 32, "sha256": "1" * 64}
+    published = {"archives": {"archive.zip": archive}, "rendered": None}
+    told = {
+        "download": dict.fromkeys(COUNTS, rendered if profile == "mini" else published),
+        "train": {name: training(name) for name in [*all_experiments(), "voc-res101-coco", "voc-res152-coco"]},
+    }
+    (root / "settings.json").write_text(json.dumps(told, indent=1))

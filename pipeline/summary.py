@@ -1,0 +1,79 @@
+"""How many of the paper's numbers a run reproduces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline import tables
+from pipeline.published import published, slug
+
+POINTS = (1.0, 2.0, 5.0)  # within which numbers are counted; the first is what "reproduced" means
+
+
+@dataclass(frozen=True)
+class Number:
+    """A mean IoU of the paper and this run's, in percent. `comparable`: the paper's profile, on the paper's images.
+
+    `interval`: the 95 % interval of this run's, None where there is none.
+    """
+
+    experiment: str
+    protocol: str
+    paper: float
+    run: float
+    comparable: bool
+    interval: tuple[float, float] | None = None
+
+    def within(self, points: float) -> bool:
+        """Whether the two are no further apart, as printed: both have one decimal."""
+        return round(abs(self.run - self.paper), 1) <= points
+
+    @property
+    def inside(self) -> bool:
+        """Whether the paper's lies in the interval."""
+        return self.interval is not None and self.interval[0] <= self.paper <= self.interval[1]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of the numbers that can be compared, how many are reproduced: points -> how many within them; `inside`."""
+
+    of: int
+    within: dict[float, int]
+    inside: int
+    intervals: int
+
+
+def counts(found: Sequence[Number]) -> Counts:
+    """Count what is reproduced."""
+    ours = [number for number in found if number.comparable]
+    return Counts(
+        of=len(ours),
+        within={points: sum(number.within(points) for number in ours) for points in POINTS},
+        inside=sum(number.inside for number in ours),
+        intervals=sum(number.interval is not None for number in ours),
+    )
+
+
+def numbers(printed: Mapping[str, list[dict[str, str]]]) -> list[Number]:
+    """Each mean IoU of the tables' rows of ours once, though it may stand in several; data set by data set."""
+    found = {}
+    for of in published().values():
+        for prefix, columns in of.groups():
+            score = slug(of.scores[columns[-1]].column)  # where the paper prints several, the last is the mean IoU
+            for record in printed[of.name]:
+                if experiment := record[f"{prefix}experiment"]:
+                    protocol, profile = record[f"{prefix}protocol"], record[f"{prefix}profile"]
+                    same = tables.like_for_like(of, record[f"{prefix}evaluated_on_run"])
+                    low, high = record[f"{score}_low"], record[f"{score}_high"]
+                    found[experiment, protocol] = Number(
+                        experiment,
+                        protocol,
+                        float(record[f"{score}_paper"]),
+                        float(record[f"{score}_run"]),
+                        same and profile == "paper",
+                        (float(low), float(high)) if low else None,
+                    )
+    order = [of.name for of in published().values()]
+    return sorted(found.values(), key=lambda number: order.index(number.experiment.partition("-")[0]))
