@@ -40,11 +40,15 @@ HERE = (
     "python -m pipeline.export models/voc-res101.safetensors --to voc.onnx",
     "python -m pipeline.weights import FILE",
     "python -m pipeline.tabulate --readme",
+    "python docs/generated.py",
+    "python -m pipeline.tracking find data/voc",
+    "python -m pipeline.cost --gpu a100 --gpus 4",
+    "python -m pipeline.intact",
     "python -m pipeline.train voc-res101",
-    "torchrun --nproc-per-node 2 -m pipeline.train voc-res101",
     "git diff metrics/ dvc.lock",
     "dvc config cache.type reflink,hardlink,copy",
     "dvc remote add --default lab s3://bucket/refinenet",
+    "dvc remote modify lab verify true",
 )
 FILLED = {"<name>": "voc", "FILE": "models/voc-res101.safetensors"}
 
@@ -81,6 +85,40 @@ ELSEWHERE = {
     "python -m pipeline.submit cityscapes": "test_submit.",
     "python -m pipeline.submit check submissions/voc-res152.tgz --data voc": "test_submit.",
     "dvc push -r starter pretrain train evaluate && dvc gc --workspace --cloud -r starter --force": "test_graph.",
+    "python -m pipeline.cost --page docs/cost.md": "test_cost.",
+    "python -m pipeline.cost --profile modern": "test_cost.",
+    "python -m pipeline.cost --rate 41.5": "test_cost.",
+    "python benchmarks/train.py --device cuda --compile": "(a GPU)",
+    "dvc cache dir --local /shared/dvc": "(tried by hand)",
+    "dvc config --local cache.shared group": "(tried by hand)",
+    "dvc config --local cache.type reflink,hardlink,copy": "(tried by hand)",
+    "dvc config --local core.hardlink_lock true": "(tried by hand)",
+    "export PATH=/tmp/slurm/bin:$PATH": "(of the other terminal)",
+    "export PIPELINE_ELSEWHERE=1": "test_processes.test_the_head_of_a_cluster_needs_no_gpu",
+    "pip install snakemake-executor-plugin-cluster-generic": "(package index)",
+    "pip install snakemake-executor-plugin-slurm": "(package index)",
+    "python tests/one_machine_slurm.py /tmp/slurm": "test_slurm.",
+    (
+        'sbatch --gpus=1 --requeue --signal=B:TERM@120 --wrap "exec python -m pipeline.train voc-res101"'
+    ): "(tried by hand on tests/one_machine_slurm.py; ended in 75, requeued, completed)",
+    (
+        "snakemake --cores 8 data/{voc,context,person,nyud,sunrgbd,cityscapes,ade20k,coco} weights/"
+        "resnet{50,101,152}.safetensors"
+    ): "(profile paper's downloads)",
+    "snakemake --profile profiles/snakemake/kubernetes": "test_kubernetes.",
+    "snakemake --profile profiles/snakemake/slurm": "test_slurm.",
+    "snakemake --profile profiles/snakemake/slurm --slurm-status-command squeue results/voc_table.csv": "test_slurm.",
+    "snakemake --profile profiles/snakemake/slurm results/voc_table.csv": "test_slurm.",
+    (
+        "python -m pipeline.submit record cityscapes --mean-iou 73.6 --link https://www.cityscapes-dataset.com/..."
+    ): "test_submit.",
+    (
+        "python -m pipeline.submit record voc --experiment voc-res152 --file answer.txt --link http"
+        "://host.robots.ox.ac.uk:8080/..."
+    ): "test_submit.",
+    "mlflow models serve -m models:/voc-res101@best --env-manager local --port 5001": "test_serving.",
+    "dvc plots diff HEAD --targets curves/voc-res101.csv": "test_dvc_commands.",
+    "dvc exp run -n pools-2 -S experiments.voc-res101.pools=2 evaluate@voc-res101": "test_dvc_commands.",
     "git add dvc.lock metrics results starter README.md": "(git's own)",
 }
 
