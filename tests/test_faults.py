@@ -38,7 +38,7 @@ SNAKEMAKE = ("snakemake", "--cores", "1", "--", "data/voc")
 ENGINES = {"dvc": ("dvc", "repro", "prepare@voc"), "snakemake": SNAKEMAKE}
 COMMIT = ("-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "--quiet", "--message", "base")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.services]
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ with track("train", f"voc-{number}", data, {"seed": number}, {"training data": P
 
 
 @pytest.mark.slow
+@pytest.mark.services
 def test_fifty_at_once_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if _available() < 12e9:
         pytest.skip("less than 12 GB of free memory: fifty processes that import mlflow take 0.2 GB each")

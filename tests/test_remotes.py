@@ -95,6 +95,7 @@ def test_remotes_of_this_repository_are_verified() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.services
 def test_pushed_is_pulled(pushable: Path, remote: Remote, tmp_path: Path) -> None:
     truth = outputs(pushable)
     assert len(truth) == 6
@@ -132,6 +133,7 @@ def test_pushed_is_pulled(pushable: Path, remote: Remote, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.services
 @pytest.mark.parametrize("remote", ["ssh", "s3"], indirect=True)
 def test_remote_gone_in_the_middle(pushable: Path, remote: Remote, tmp_path: Path) -> None:
     truth = outputs(pushable)

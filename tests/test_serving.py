@@ -319,6 +319,7 @@ def ask(address: str, image: bytes, **params: object) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.services
 def test_mlflow_models_serve_answers_an_image_with_its_label_map(server: str) -> None:
     wanted: list[tuple[dict[str, object], list[str]]] = [({}, []), ({"scales": [0.5]}, ["--scales", "0.5"])]
     for params, options in wanted:
@@ -340,6 +341,7 @@ def test_mlflow_models_serve_answers_an_image_with_its_label_map(server: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.services
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="no curl and jq on this machine")
 def test_the_documented_command_line(server: str) -> None:
     command = (
@@ -353,6 +355,7 @@ def test_the_documented_command_line(server: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.services
 def test_a_server_is_sent_the_weights_once(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 

@@ -58,6 +58,7 @@ def until(condition: Callable[[], bool], running: subprocess.Popen[bytes], log: 
 
 
 @pytest.mark.slow
+@pytest.mark.services
 def test_two_nodes_at_once_and_killed_jobs_end_in_the_same_bytes(tmp_path: Path, slurm: dict[str, str]) -> None:
     project = tmp_path / "project"
     project.mkdir()
