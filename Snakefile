@@ -20,7 +20,8 @@ try:
         # Of this process, so that a killed one leaves nothing behind that would have to be unlocked.
         only_one = FileLock(".snakemake/refinenet.lock")
         only_one.acquire(timeout=0)
-        graph.settle(repo, stages)
+        # `jobs` is for executors that hand jobs to other machines.
+        graph.settle(repo, stages, elsewhere=workflow.resource_settings.nodes is not None)
 except UserError as error:
     sys.exit(f"error: {error}")
 except Timeout:
@@ -46,7 +47,7 @@ for stage in stages:
             f".snakemake/stages/{stage.rule}.log",
         threads: stage.cores(workflow.cores)
         resources:
-            gpu=stage.meta.get("gpu", 0),
+            gpu=stage.gpus,
             mem_mb=stage.meta.get("memory", 1000),
             runtime=stage.meta.get("minutes", 10),
         params:

@@ -52,6 +52,15 @@ class Stage:
         return every if self.meta.get("cores") == "all" and not self.drawn else 1
 
     @property
+    def gpus(self) -> int:
+        """How many GPUs it is to have: none on another device, else its meta's times its processes."""
+        told = next(iter(self.params.values()), None)
+        values: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
+        if not str(values.get("device", "cuda")).startswith("cuda"):
+            return 0
+        return int(self.meta.get("gpu", 0)) * int((values.get("recipe") or {}).get("processes", 1))
+
+    @property
     def stamp(self) -> Path:
         """A file that is newer than the outputs exactly when command or parameters are not those in dvc.lock."""
         return STAMPS / self.rule
@@ -251,11 +260,12 @@ def _stale_settings() -> bool:
     return json.dumps(told, sort_keys=True) != json.dumps(settings.resolve(), sort_keys=True)
 
 
-def settle(repo: Any, known: Sequence[Stage]) -> None:
+def settle(repo: Any, known: Sequence[Stage], elsewhere: bool = False) -> None:
     """Make file times say what DVC knows. Called once, before Snakemake builds its graph.
 
     The stage that writes the parameters runs here and not as a job: each job reads its own few values, so none may
-    depend on the time of the whole file, and without that nothing would tell Snakemake to run it first.
+    depend on the time of the whole file, and without that nothing would tell Snakemake to run it first. `elsewhere`:
+    the jobs run on other machines than this one, which need not have their GPU.
     """
     for path in {path for stage in known for path in (*stage.inputs, *stage.outputs)}:
         if Path(path).exists() and _of_the_future(path):
@@ -263,7 +273,8 @@ def settle(repo: Any, known: Sequence[Stage]) -> None:
     param_files = {file for stage in known for file in stage.param_files}
     for stage in known:
         if param_files & set(stage.outputs) and (not _newer(stage.outputs, stage.inputs) or _stale_settings()):
-            if code := subprocess.run(stage.command, shell=True, check=False).returncode:
+            environment = {**os.environ, **({"PIPELINE_ELSEWHERE": "1"} if elsewhere else {})}
+            if code := subprocess.run(stage.command, shell=True, check=False, env=environment).returncode:
                 sys.exit(code)
             stage.done.parent.mkdir(parents=True, exist_ok=True)
             stage.done.write_text(stage.digest())
