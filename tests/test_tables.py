@@ -197,11 +197,11 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     for seed, value in ((0, 0.40), (1, 0.42), (12, 0.47)):
         protocols = scores("person-res101")["protocols"]
         protocols["multi"] |= {"mean_iou": value, "interval": {"mean_iou": [value - 0.1, value + 0.05]}}
-        name = f"metrics/seeds/person-res101-seed{seed}.json" if seed else path("person-res101")
+        name = f"metrics/seeds/person/person-res101-seed{seed}.json" if seed else path("person-res101")
         changed(tmp_path, Path(name), seed=seed, protocols=protocols)
-    (tmp_path / "metrics/seeds/README.md").write_text("words")
-    (tmp_path / "metrics/seeds/person-res101-seedling.json").write_text("{}")
-    (tmp_path / "metrics/seeds/person-res101-seed3-draft.json").write_text("{}")
+    (tmp_path / "metrics/seeds/person/README.md").write_text("words")
+    (tmp_path / "metrics/seeds/person/person-res101-seedling.json").write_text("{}")
+    (tmp_path / "metrics/seeds/person/person-res101-seed3-draft.json").write_text("{}")
     tabulate.tabulate("person", tmp_path)
     ours = read(tmp_path, "person")[-1]
     assert [ours[f"iou_{part}"] for part in ("run", "low", "high", "spread", "difference")] == (
@@ -228,10 +228,10 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
 )
 def test_seeds_that_do_not_belong(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     write_metrics(tmp_path, ["person-res101"])
-    changed(tmp_path, Path("metrics/seeds/person-res101-seed1.json"), **changes)
+    changed(tmp_path, Path("metrics/seeds/person/person-res101-seed1.json"), **changes)
     with pytest.raises(UserError) as error:
         tabulate.tabulate("person", tmp_path)
-    assert str(error.value).startswith("metrics/seeds/person-res101-seed1.json: ")
+    assert str(error.value).startswith("metrics/seeds/person/person-res101-seed1.json: ")
     assert message in str(error.value)
     assert not (tmp_path / "results").exists()
 
@@ -242,7 +242,7 @@ def test_own_data_with_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     evaluated = {"leaves-a": {"data": "leaves", "of": None}, "leaves-a-seed4": {"data": "leaves", "of": "leaves-a"}}
     monkeypatch.setattr(settings, "resolve", lambda: {"prepare": {"leaves": {"own": own}}, "evaluate": evaluated})
     monkeypatch.chdir(ROOT)
-    for name, seed, value in (("leaves/leaves-a", 0, 0.25), ("seeds/leaves-a-seed4", 4, 0.5)):
+    for name, seed, value in (("leaves/leaves-a", 0, 0.25), ("seeds/leaves/leaves-a-seed4", 4, 0.5)):
         protocol = scores("voc-res101")["protocols"]["multi"] | {
             "mean_iou": value,
             "iou": {"leaf": None, "soil_1": value},
@@ -441,7 +441,8 @@ def test_graph_feeds_each_table_its_experiments() -> None:
     for name in TABLES:
         deps = [str(dep) for dep in stages[f"table-{name}"]["deps"]]
         metrics = {dep for dep in deps if dep.startswith("metrics/")}
-        expected = {str(path(experiment)) for experiment in tabulate.experiments(name)} | {"metrics/seeds"}
+        expected = {str(path(experiment)) for experiment in tabulate.experiments(name)}
+        expected |= {f"metrics/seeds/{experiment.partition('-')[0]}" for experiment in tabulate.experiments(name)}
         assert metrics == expected | ({"metrics/servers"} if name in ("voc", "cityscapes") else set()), name
         outs = {path for out in stages[f"table-{name}"]["outs"] for path in out}
         assert outs == {f"results/{name}_table.{suffix}" for suffix in tabulate.FORMATS}, name
