@@ -56,6 +56,7 @@ ELSEWHERE = {
     "make repro": "CI",
     "make test": "CI",
     "make lint": "CI",
+    "make test-all": "(all of the tests)",
     "make crf": "CI",
     "make help": "test_repository.test_make_targets_and_modules_named_in_the_docs_exist",
     "snakemake --lint": "test_graph.",
