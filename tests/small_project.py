@@ -13,6 +13,14 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 SOURCES = ("pipeline", "refinenet", "profiles", "Snakefile", "dvc.yaml", "params.yaml", ".dvcignore")
+# The profile of the smallest project that goes through all stages.
+TINY = """\
+base: mini
+title: the smallest that goes through all stages
+rendered: {train: 6, val: 3, height: 64, width: 80}
+train: {batch: 2, crop: 48, log_every: 1, checkpoint_every: 3}
+datasets: {voc: {train: {steps: 6}}}
+"""
 
 
 def _environment(project: Path, **more: str) -> dict[str, str]:
@@ -74,10 +82,9 @@ def make(folder: Path, profile: str) -> Path:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "profiles" / "test.yaml").write_text(profile)
     shutil.copy(ROOT / ".gitignore", folder)
-    shutil.copytree(ROOT / "metrics" / "seeds", folder / "metrics" / "seeds", ignore=shutil.ignore_patterns("*.json"))
-    shutil.copytree(
-        ROOT / "metrics" / "servers", folder / "metrics" / "servers", ignore=shutil.ignore_patterns("*.json")
-    )
+    for name in ("seeds", "servers"):
+        at = Path("metrics", name)
+        shutil.copytree(ROOT / at, folder / at, ignore=shutil.ignore_patterns("*.json"))
     git(folder, "init", "--quiet")
     call(folder, "dvc", "init", "--quiet")
     return folder

@@ -13,15 +13,8 @@ from typing import Any
 import pytest
 import small_project
 import yaml
-from small_project import call, git
+from small_project import TINY, call, git
 
-TINY = """\
-base: mini
-title: the smallest that goes through all stages
-rendered: {train: 6, val: 3, height: 64, width: 80}
-train: {batch: 2, crop: 48, log_every: 1, checkpoint_every: 3}
-datasets: {voc: {train: {steps: 6}}}
-"""
 SCORES = "metrics/voc/voc-res101.json"
 CURVE = "curves/voc-res101.csv"
 POOLS = "experiments.voc-res101.pools"

@@ -13,15 +13,8 @@ import pytest
 import small_project
 import yaml
 from filelock import FileLock
-from small_project import BIN, call, git
+from small_project import BIN, TINY, call, git
 
-TINY = """\
-base: mini
-title: the smallest that goes through all stages
-rendered: {train: 6, val: 3, height: 64, width: 80}
-train: {batch: 2, crop: 48, log_every: 1, checkpoint_every: 3}
-datasets: {voc: {train: {steps: 6}}}
-"""
 # Loaded by every Python that finds it: right before a file or folder would get its final name, Ctrl-C.
 INTERRUPTED = """
 import os, signal, sys

@@ -21,13 +21,7 @@ from small_project import ROOT, call, git, start
 
 from pipeline import datasets, graph, settings
 
-TINY = """\
-base: mini
-title: the smallest that goes through all stages
-rendered: {train: 6, val: 3, height: 64, width: 80}
-train: {batch: 2, crop: 48, log_every: 1, checkpoint_every: 3}
-datasets: {voc: {train: {steps: 12}}}
-"""
+TINY = small_project.TINY.replace("steps: 6", "steps: 12")
 
 
 @pytest.fixture

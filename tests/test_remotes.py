@@ -14,13 +14,8 @@ import pytest
 import small_project
 import yaml
 from loopback import Remote
-from small_project import ROOT, call, git
+from small_project import ROOT, TINY, call, git
 
-TINY = """\
-base: mini
-title: something to push
-rendered: {train: 6, val: 3, height: 64, width: 80}
-"""
 STAGES = ("weights@resnet101", "weights@resnet152", "prepare@voc")
 WEIGHTS = "weights/resnet101.safetensors"
 

@@ -141,13 +141,13 @@ def test_what_is_being_written_does_not_change_with_the_next_step(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def trainable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project of its own in which Person-Part is prepared, drawn and tiny: 45 steps, each with a checkpoint."""
+    """A project of its own in which Person-Part is prepared, drawn and tiny: 100 steps, each with a checkpoint."""
     folder = tmp_path_factory.mktemp("trainable")
     shutil.copy(ROOT / "params.yaml", folder)
     shutil.copytree(ROOT / "profiles", folder / "profiles")
     params = yaml.safe_load((folder / "params.yaml").read_text())
     (folder / "params.yaml").write_text(yaml.safe_dump({**params, "profile": "tiny"}))
-    train = {"steps": 45, "batch": 2, "crop": 48, "log_every": 7, "checkpoint_every": 1, "warmup": 0}
+    train = {"steps": 100, "batch": 2, "crop": 48, "log_every": 7, "checkpoint_every": 1, "warmup": 0}
     rendered = {"train": 4, "val": 2, "height": 64, "width": 80}
     tiny = {"base": "mini", "rendered": rendered, "train": train, "network": {"dropout": 0.5}}
     (folder / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(tiny))
@@ -194,24 +194,35 @@ def test_stage_killed_twenty_times_ends_in_the_same_bytes(trainable: Path, tmp_p
     checkpoints = folder / "checkpoints" / "person-res50"
     rng = random.Random(0)
     writing = 0
-    for kill in range(20):
-        process, before = stage(folder), set(checkpoints.glob("step-*"))
-        while process.poll() is None and set(checkpoints.glob("step-*")) <= before:
+
+    def newest() -> int:
+        """The step of the newest checkpoint; whole ones only have this name."""
+        return max((int(path.stem.removeprefix("step-")) for path in checkpoints.glob("step-*.pt")), default=0)
+
+    def begin() -> tuple[subprocess.Popen[str], int]:
+        """The stage, as soon as it has written a checkpoint, and the step of that."""
+        before, process = newest(), stage(folder)
+        while process.poll() is None and newest() <= before:
             time.sleep(0.002)
+        return process, newest()
+
+    for kill in range(20):
+        process, first = begin()
         if kill % 2:
             while process.poll() is None and not any(checkpoints.glob(".*.part")):
                 pass
         else:
-            time.sleep(rng.uniform(0, 0.3))
+            # Two steps later at the latest: a fast machine must not come to the end of the training.
+            end = time.monotonic() + rng.uniform(0, 0.3)
+            while process.poll() is None and time.monotonic() < end and newest() < first + 2:
+                time.sleep(0.002)
         assert process.poll() is None, "too few steps for twenty kills"
         process.kill()
         process.communicate()
         writing += any(checkpoints.glob(".*.part"))
     assert writing > 2
-    process = stage(folder)
-    begun = set(checkpoints.glob("step-*"))
-    while process.poll() is None and set(checkpoints.glob("step-*")) <= begun:
-        time.sleep(0.002)
+    process, _ = begin()
+    assert process.poll() is None, "too few steps for twenty kills"
     process.terminate()
     _, told = process.communicate()
     assert process.returncode == AGAIN, told
