@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from pipeline import datasets, settings
 from pipeline.published import NOT_PRINTED, published
-from pipeline.schema import Params, build
 from refinenet.config import Recipe
 from refinenet.files import whole_file
 
@@ -71,7 +70,7 @@ def rows() -> list[tuple[str, ...]]:
 
 def trainings() -> list[tuple[str, ...]]:
     """A line for each training of the paper's profile."""
-    params = build(Params, settings.read_yaml(settings.PARAMS), str(settings.PARAMS))
+    params = settings.read_params()
     profile, where = settings.read_profile("paper")
     lines = []
     for name, training in {**params.pretrainings, **params.experiments}.items():

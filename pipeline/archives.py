@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pipeline import copies
 from pipeline.copies import NEVER, CopyError, Known
-from pipeline.transfer import Transfer, origin_of, partial_of, size_of
+from pipeline.transfer import Transfer, forget, partial_of, size_of
 from refinenet.files import UserError
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ def kept(source: Source, target: Path, known: Known, stop: Event = NEVER) -> boo
         copies.say(f"warning: {target}: {reason}; {'link ' if target.is_symlink() else ''}removed")
         target.unlink()
         return False
-    for left in (partial_of(target), origin_of(target)):  # killed between the last rename and its tidying up
-        if left.exists():
-            left.unlink()
+    forget(target)  # of a download killed between its last rename and the tidying up
     return True
 
 

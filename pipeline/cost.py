@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import datasets, settings
-from pipeline.schema import Params, Profile, Training, build
+from pipeline.schema import Params, Profile, Training
 from pipeline.stage import report
 from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.files import UserError, whole_file
@@ -105,7 +105,7 @@ def rate_of(gpu: str, precision: str, batch: int) -> float:
 
 def read(profile: str) -> tuple[Params, Profile, str]:
     """params.yaml and a profile; UserError where that one trains on no GPU."""
-    params = build(Params, settings.read_yaml(settings.PARAMS), str(settings.PARAMS))
+    params = settings.read_params()
     found, where = settings.read_profile(profile)
     if not found.device.startswith("cuda"):
         raise UserError(f"{where}: device is {found.device}, expected cuda: what is told here is the cost on GPUs")

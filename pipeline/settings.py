@@ -39,13 +39,13 @@ from pipeline.schema import (
     Weights,
     build,
 )
+from pipeline.scores import FURTHER
 from refinenet.config import RESNETS, Config
 from refinenet.files import UserError, whole_file
 
 SETTINGS = Path("settings.json")
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
-SEEDS = Path("metrics/seeds")
 
 _OWN = ("prepare", "rendered", "network", "train", "evaluate", "phases")
 
@@ -61,6 +61,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
     return values
+
+
+def read_params() -> Params:
+    """params.yaml; UserError where a key is unknown or a value is not what it should be."""
+    return build(Params, read_yaml(PARAMS), str(PARAMS))
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def read_profile(name: str) -> tuple[Profile, str]:
 
 def resolve() -> dict[str, dict[str, Any]]:
     """Stage -> name -> the settings that this stage reads, from params.yaml and the profile it names."""
-    params = build(Params, read_yaml(PARAMS), str(PARAMS))
+    params = read_params()
     profile, where = read_profile(params.profile)
     common = {"profile": params.profile, "device": profile.device, "threads": profile.threads, "seed": profile.seed}
     settings: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
@@ -308,7 +313,7 @@ def run() -> None:
     """Write settings.json."""
     settings = resolve()
     check_machine(settings)
-    for file in sorted(SEEDS.glob("*/*.json")):
+    for file in sorted(FURTHER.glob("*/*.json")):
         if file.stem not in settings["train"]:
             raise UserError(f"{file}: {PARAMS} has no seeds.{file.stem} any more; remove the file, or tables count it")
     with whole_file(SETTINGS) as part:

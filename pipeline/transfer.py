@@ -72,7 +72,7 @@ class Transfer:
                 try:
                     found = copies.verify(self.partial, self.source, Known(), self.stop)
                 except CopyError as wrong:
-                    self._forget()
+                    forget(self.target)
                     reason, damaged = str(wrong), damaged + 1
                     # Two halves of different files, or damage on the way, which TLS would have noticed: from the start,
                     # once.
@@ -83,7 +83,7 @@ class Transfer:
                 sync(self.partial)
                 self.room.settled(self.target)
                 self.partial.replace(self.target)
-                self._forget()
+                forget(self.target)
                 return found
             failures = 1 if size_of(self.partial) > most else failures + 1
             most = max(most, size_of(self.partial))
@@ -111,7 +111,7 @@ class Transfer:
             if response.status_code == 416:
                 if have and response.headers.get("Content-Range", "") == f"bytes */{have}":
                     return True  # killed between the last byte and the rename
-                self._forget()
+                forget(self.target)
                 raise requests.ConnectionError("416 to a range request")
             if response.status_code in PERMANENT:
                 raise CopyError(f"{response.status_code} {response.reason}")
@@ -124,7 +124,7 @@ class Transfer:
                 given = re.fullmatch(rf"bytes {have}-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
                 changed = given is None or (old_total and given[2] not in ("*", old_total))
                 if changed or (not checked and _tag(response) != tag):
-                    self._forget()
+                    forget(self.target)
                     raise requests.ConnectionError("another range, or of another file, than asked for")
                 assert given is not None
                 total = int(given[2]) if given[2] != "*" else total and have + total
@@ -172,10 +172,6 @@ class Transfer:
             return "", "", ""
         return url, tag, total
 
-    def _forget(self) -> None:
-        self.partial.unlink(missing_ok=True)
-        self.origin.unlink(missing_ok=True)
-
 
 class _BusyError(Exception):
     """An answer that may be another one later; `seconds`: what the server asks to wait before."""
@@ -206,6 +202,13 @@ def partial_of(target: Path) -> Path:
 
 def origin_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial.from")
+
+
+def forget(target: Path) -> None:
+    """Remove what has come of `target` so far."""
+    for left in (partial_of(target), origin_of(target)):
+        if left.exists():  # on a disk that cannot be written, unlink fails for a missing file too
+            left.unlink()
 
 
 def size_of(path: Path) -> int:

@@ -38,10 +38,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda", rank)
     names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
     free = _free_memory()
-    locks = Path(tempfile.gettempdir())
-    taken = pick(
-        [free.get(name, 0) for name in names], lambda index: hold(locks / f"refinenet-gpu-{names[index]}.lock")
-    )
+    taken = pick([free.get(name, 0) for name in names], lambda index: hold(_lock(names[index])))
     return torch.device("cuda", taken)
 
 
@@ -61,11 +58,16 @@ def reserve(count: int) -> str:
     """
     free, taken = _free_memory(), list[str]()
     for name in sorted(free, key=lambda name: -free[name]):
-        if len(taken) < count and hold(Path(tempfile.gettempdir()) / f"refinenet-gpu-{name}.lock"):
+        if len(taken) < count and hold(_lock(name)):
             taken.append(name)
     if len(taken) < count:
         raise UserError(f"train.processes is {count}, but {len(taken)} of {len(free)} GPUs here are free")
     return ",".join(f"GPU-{name}" for name in taken)
+
+
+def _lock(uuid: str) -> Path:
+    """The file that whoever uses this GPU locks, the same for all users of this machine."""
+    return Path(tempfile.gettempdir()) / f"refinenet-gpu-{uuid}.lock"
 
 
 def hold(path: Path) -> bool:
