@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline import datasets, settings
+from pipeline import datasets, profiles, settings
 from pipeline.published import NOT_PRINTED, published
 from refinenet.config import Recipe
 from refinenet.files import whole_file
@@ -40,7 +40,7 @@ def sets() -> list[tuple[str, ...]]:
 def archives() -> list[tuple[str, ...]]:
     """A row for each archive of the paper's profile."""
     rows = []
-    profile, _ = settings.read_profile("paper")
+    profile, _ = profiles.read_profile("paper")
     for name in datasets.NAMES:
         found = profile.sources[name]
         assert not isinstance(found, str), "the paper's profile draws nothing"
@@ -70,8 +70,8 @@ def rows() -> list[tuple[str, ...]]:
 
 def trainings() -> list[tuple[str, ...]]:
     """A line for each training of the paper's profile."""
-    params = settings.read_params()
-    profile, where = settings.read_profile("paper")
+    params = profiles.read_params()
+    profile, where = profiles.read_profile("paper")
     lines = []
     for name, training in {**params.pretrainings, **params.experiments}.items():
         made = settings.told_of(name, training, params, profile, where)

@@ -155,6 +155,7 @@ class Recipe:
     flip: bool = True
     balanced: bool = True  # classes drawn evenly, crops centred on a pixel of the class (my_epoch_run_config, type 1)
     epochs: bool = True  # with `balanced`: the authors' epochs of 1000 to 2000 images; else a class, then its image
+    class_power: float = 0.0  # where a class is drawn first: as often as its number of images to this power
     square: bool = True  # a crop is a square within the short edge (batch_do_data_crop); else it goes on along the long
     lr: float = 5e-4  # of the new layers (demo_refinenet_train)
     backbone_lr: float = 0.1  # times lr, for the layers that start from ImageNet weights
@@ -180,6 +181,10 @@ class Recipe:
                 raise UserError(f"train.{name} is {getattr(self, name)}, expected 1 or more")
         if self.batch < self.processes:
             raise UserError(f"train.batch is {self.batch}, expected an image for each of {self.processes} processes")
+        if not 0 <= self.class_power <= 1:
+            raise UserError(
+                f"train.class_power is {self.class_power}, expected 0 (all classes alike) to 1 (as in images)"
+            )
         if not self.scales or min(self.scales) <= 0 or self.input_scale <= 0 or self.lr <= 0:
             raise UserError("train.scales, train.input_scale and train.lr must be above 0")
 

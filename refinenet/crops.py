@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from refinenet.config import clamp_short_edge
 from refinenet.data import Array, Integers, Sample
@@ -76,6 +77,8 @@ class Crops:
             teaches all classes in few steps. On 1,440 images of VOC background is at the centre of 39 % of the authors'
             crops and of 5 % of these; while every image comes ten times, the most frequent comes 15 times there and
             355 times here, being one of two that have its class.
+        class_power: where a class is drawn first, as often as its number of images to this power. 0: all alike, so that
+            the few images of a rare class come over and over; 0.5: the square root; 1: as the images have them. Ours.
         square: True: the crop is a square no larger than the scaled image's short edge, and that even (the authors'
             way). False: it goes on along the longer edge.
     """
@@ -91,6 +94,7 @@ class Crops:
         short_edge: tuple[int, int] | None = None,
         epochs: bool = False,
         square: bool = False,
+        class_power: float = 0.0,
     ) -> None:
         self._split, self._crop, self._scales = split, crop, tuple(scales)
         self._flip, self._balanced, self._seed, self._short_edge = flip, balanced, seed, short_edge
@@ -108,6 +112,10 @@ class Crops:
         self._images = sorted(images.items())  # class, the images that have it
         if balanced and not images:
             raise UserError(f"{getattr(split, 'path', 'training images')}: no label has a class, expected one or more")
+        self._up_to: npt.NDArray[np.float64] | None = None  # of the classes, in the order of `_images`
+        if class_power:
+            shares = np.array([len(found) for _, found in self._images], np.float64) ** class_power
+            self._up_to = shares.cumsum() / shares.sum()
         self._epochs = Epochs(self._present, seed) if balanced and epochs else None
 
     def draw(self, step: int, batch: int) -> list[Window]:
@@ -126,7 +134,7 @@ class Crops:
             if present := self._present[index].tolist():
                 wanted = present[rng.integers(len(present))]
         elif self._balanced:
-            wanted, found = self._images[rng.integers(len(self._images))]
+            wanted, found = self._images[self._class(rng)]
             index = found[rng.integers(len(found))]
         else:
             index = int(rng.integers(len(self._split)))
@@ -139,6 +147,11 @@ class Crops:
             pixel = int(rng.integers(np.count_nonzero(self._sample(index)[1] == wanted)))
         scale = self._scales[rng.integers(len(self._scales))]
         return Draw(index, wanted, pixel, scale, bool(self._flip and rng.integers(2)))
+
+    def _class(self, rng: np.random.Generator) -> int:
+        if self._up_to is None:
+            return int(rng.integers(len(self._images)))
+        return min(int(np.searchsorted(self._up_to, rng.random(), side="right")), len(self._images) - 1)
 
     def _sample(self, index: int) -> tuple[Sample, Array]:
         sample = self._split[index]

@@ -89,17 +89,27 @@ class RefineNet(nn.Module):
 
         "gaussian": N(0, 0.01^2), the authors'. It is meant for 256 channels: a thin decoder would pass on next to
         nothing. "scaled": N(0, gain / fan-in), where 2 keeps the variance after a ReLU; what is summed onto a path
-        starts small, since nothing in a RefineNet normalises the sum. "levelled": the same, and `level` is to follow.
+        starts small, since nothing in a RefineNet normalises the sum. "levelled" (ours): the same, but a fusion hands
+        on what it gets, one channel to one or in an orthogonal mixture, and pooling adds less, so that no block of a
+        cascade blurs the coarse maps that come through it; `level` is to follow.
         """
         gains = {"conv1": 2.0, "conv2": 0.02, "pooling": 0.1, "fusion": 0.5, "adapt": 2.0, "classifier": 0.02}
+        if how == "levelled":
+            gains |= {"pooling": 0.02, "fusion": 0.02}
         for name, module in self.named_modules():
             if not isinstance(module, nn.Conv2d) or name.startswith("backbones"):
                 continue
             parts = name.split(".")
-            gain = next(gains[part] for part in (parts[-1], *reversed(parts)) if part in gains)
-            std = 0.01 if how == "gaussian" else (gain / module.weight[0].numel()) ** 0.5
+            part = next(part for part in (parts[-1], *reversed(parts)) if part in gains)
+            std = 0.01 if how == "gaussian" else (gains[part] / module.weight[0].numel()) ** 0.5
             with torch.no_grad():
                 module.weight.normal_(0, std, generator=generator)
+                if how == "levelled" and part == "fusion":
+                    out, into = module.weight.shape[:2]
+                    mixed = torch.eye(out)
+                    if out != into:
+                        mixed = nn.init.orthogonal_(torch.empty(out, into), generator=generator)
+                    module.weight[:, :, 1, 1] += mixed
                 if module.bias is not None:
                     module.bias.zero_()
 

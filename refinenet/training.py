@@ -136,6 +136,7 @@ def crops_of(images: Samples, recipe: Recipe, seed: int) -> Crops:
         recipe.short_edge,
         recipe.epochs,
         recipe.square,
+        recipe.class_power,
     )
 
 

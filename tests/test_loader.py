@@ -48,7 +48,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return Split(path)
 
 
-def make(split: Split, **changed: bool) -> Crops:
+def make(split: Split, **changed: bool | float) -> Crops:
     return Crops(split, 44, SCALES, flip=True, seed=3, **{"balanced": True, **changed})  # type: ignore[arg-type]
 
 
@@ -157,6 +157,18 @@ def test_classes_pixels_scales_and_flips_are_drawn_evenly(split: Split) -> None:
     pixels = Counter(d.pixel * 10 // int(split.counts()[4, 2]) for d in draws if (d.sample, d.wanted) == (4, 2))
     assert len(pixels) == 10
     assert chi_square(list(pixels.values())) < 3
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_classes_are_drawn_by_a_power_of_their_images(split: Split, power: float) -> None:
+    draws = [draw for step in range(1500) for draw in make(split, class_power=power).plan(step, 4)]
+    found, images = Counter(d.wanted for d in draws), (9, 9, 6)
+    assert sum(present.size for present in split.present()) == sum(images)
+    shares = [count**power / sum(count**power for count in images) for count in images]
+    assert sum((found[c] - 6000 * share) ** 2 / (6000 * share) for c, share in enumerate(shares)) < 12
+    of_c = Counter(d.sample for d in draws if d.wanted == 2)
+    assert len(of_c) == 6
+    assert chi_square(list(of_c.values())) < 3
 
 
 def test_pixel_of_a_class_is_found() -> None:
