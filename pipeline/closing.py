@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import settings
+from pipeline import profiles
 from pipeline.published import caveat, published
 from pipeline.stage import report
 from refinenet.files import UserError
@@ -13,7 +13,7 @@ from refinenet.files import UserError
 
 def run() -> None:
     """Print the results that exist; UserError where one of the nine tables or of the user's own does not."""
-    params = settings.read_yaml(settings.PARAMS)
+    params = profiles.read_yaml(profiles.PARAMS)
     profile = params["profile"]
     print(f"\nProfile {profile}. {caveat(profile)}".rstrip())
     titles = {name: f"Table {table.number}" for name, table in published().items()}

@@ -20,13 +20,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import datasets, settings
+from pipeline import datasets, profiles, settings
 from pipeline.schema import Params, Profile, Training
 from pipeline.stage import report
 from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.files import UserError, whole_file
 
-FACTS: dict[str, Any] = settings.read_yaml(Path(__file__).with_suffix(".yaml"))
+FACTS: dict[str, Any] = profiles.read_yaml(Path(__file__).with_suffix(".yaml"))
 START, END = "<!-- cost -->\n", "\n<!-- end of cost -->"
 # Forward, gradient of the inputs, gradient of the weights: each is about one forward pass.
 PASSES = 3
@@ -105,8 +105,8 @@ def rate_of(gpu: str, precision: str, batch: int) -> float:
 
 def read(profile: str) -> tuple[Params, Profile, str]:
     """params.yaml and a profile; UserError where that one trains on no GPU."""
-    params = settings.read_params()
-    found, where = settings.read_profile(profile)
+    params = profiles.read_params()
+    found, where = profiles.read_profile(profile)
     if not found.device.startswith("cuda"):
         raise UserError(f"{where}: device is {found.device}, expected cuda: what is told here is the cost on GPUs")
     return params, found, where

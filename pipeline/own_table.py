@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import latex, scores, settings, tables
+from pipeline.profiles import PARAMS
 from pipeline.published import NOT_PRINTED, PROTOCOLS, published
 from pipeline.scores import Scores, Seeds
 from refinenet.files import UserError
@@ -28,7 +29,7 @@ WIDTH = 256  # of the paper's decoder
 
 def _runs(name: str, root: Path) -> tuple[str, list[str], list[Seeds]]:
     """Title and classes of the data set `name`, and the scores of its experiments in the order of params.yaml."""
-    resolved = settings.resolve() if settings.PARAMS.is_file() else {}
+    resolved = settings.resolve() if PARAMS.is_file() else {}
     own = {data: value["own"] for data, value in resolved.get("prepare", {}).items() if value["own"] is not None}
     if name not in own:
         raise UserError(f"no table {name!r}; the tables are {', '.join([*published(), *own])}")
@@ -37,7 +38,7 @@ def _runs(name: str, root: Path) -> tuple[str, list[str], list[Seeds]]:
     experiments = [one for one, value in evaluated if value["data"] == name and not value.get("of")]
     stale = {file.stem for file in (root / "metrics" / name).glob("*.json")} - set(experiments)
     for experiment in sorted(stale):
-        print(f"{scores.path(experiment, name)}: left out, no experiment of {settings.PARAMS}")
+        print(f"{scores.path(experiment, name)}: left out, no experiment of {PARAMS}")
     runs = [scores.seeds(experiment, root, name) for experiment in experiments]
     classes = own[name]["classes"]
     for run in (run for same in runs for run in same.runs):

@@ -12,19 +12,17 @@ import ctypes
 import importlib.util
 import json
 import os
-import re
 import socket
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 from urllib.parse import urlsplit
 
-import yaml
-
-from pipeline import copies, datasets
+from pipeline import copies
 from pipeline.datasets import folder
+from pipeline.profiles import PARAMS, PROFILES, bases, merge, read_params, read_profile
 from pipeline.schema import (
     STAGES,
     Download,
@@ -40,79 +38,47 @@ from pipeline.schema import (
     build,
 )
 from pipeline.scores import FURTHER
-from refinenet.config import RESNETS, Config
+from refinenet.config import Config
 from refinenet.files import UserError, whole_file
 
 SETTINGS = Path("settings.json")
-PARAMS = Path("params.yaml")
-PROFILES = Path("profiles")
-
-_OWN = ("prepare", "rendered", "network", "train", "evaluate", "phases")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError where it is missing, broken or no mapping."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
-    return values
-
-
-def read_params() -> Params:
-    """params.yaml; UserError where a key is unknown or a value is not what it should be."""
-    return build(Params, read_yaml(PARAMS), str(PARAMS))
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, key by key; where one of the two is no mapping, `over` wins."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def read_profile(name: str) -> tuple[Profile, str]:
-    path = PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise UserError(f"{PARAMS}: profile is {name!r}, but there is no {path}; there are {known}")
-    values = read_yaml(path)
-    seen = [name]
-    while (base := values.pop("base", None)) is not None:
-        if base in seen:
-            raise UserError(f"{path}: base goes in a circle: {', '.join([*seen, base])}")
-        seen.append(base)
-        under = read_yaml(PROFILES / f"{base}.yaml")
-        if not isinstance(values.get("sources", {}), dict):
-            raise UserError(f"{path}: sources is {values['sources']!r}, expected data sets and their archives")
-        # Sources of one data set are replaced as a whole: a base's archives have no place beside others.
-        sources = {**under.get("sources", {}), **values.get("sources", {})}
-        values = {**_merge(under, values), "sources": sources, **({"base": under["base"]} if "base" in under else {})}
-    profile = build(Profile, values, str(path))
-    expected: list[tuple[str, Mapping[str, object], Collection[str]]] = [
-        ("sources", profile.sources, datasets.NAMES),
-        ("weights", {name: 0 for name in profile.weights if not name.startswith("timm:")}, RESNETS),
-        ("datasets", profile.datasets, (*datasets.NAMES, *profile.own)),
-        *((f"datasets.{data}", own, _OWN) for data, own in profile.datasets.items()),
-    ]
-    for key, given, names in expected:
-        for unknown in sorted(given.keys() - set(names)):
-            raise UserError(f"{path}: unknown key {key}.{unknown}, expected one of {', '.join(names)}")
-    for name in profile.own:
-        if name in datasets.NAMES or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise UserError(f"{path}: own.{name}: expected a name of a-z, 0-9 and _ that is no data set of the paper")
-    return profile, str(path)
 
 
 def resolve() -> dict[str, dict[str, Any]]:
-    """Stage -> name -> the settings that this stage reads, from params.yaml and the profile it names."""
+    """Stage -> name -> the settings that this stage reads, from params.yaml and the profile it names.
+
+    A training that a base of the profile gives in the same way, down to its data, carries the name of that one: what
+    was trained before there was a profile on top of it stays as it is.
+    """
     params = read_params()
+    settings = _resolve(params)
+    for base in bases(params.profile):
+        try:
+            own = read_profile(base)[0].own
+            mine = tuple(data for data in params.own if data in own)
+            without = set(params.own) - set(mine)
+            experiments = {k: v for k, v in params.experiments.items() if v.data not in without}
+            seeds = {k: v for k, v in params.seeds.items() if v.data not in without}
+            under = _resolve(replace(params, profile=base, own=mine, experiments=experiments, seeds=seeds))
+        except UserError:
+            continue  # a base need not have all that params.yaml names
+        for name in under["train"]:
+            if _behind(name, under) == _behind(name, settings):
+                for stage in ("train", "evaluate"):
+                    settings[stage].get(name, {}).update(profile=base)
+    return settings
+
+
+def _behind(name: str, settings: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """All settings that the results of the training `name` depend on."""
+    train, evaluate = ({**settings[stage].get(name, {}), "profile": None} for stage in ("train", "evaluate"))
+    data = sorted({train["data"], *(part[0] for phase in train["phases"] for part in phase["parts"])})
+    start = train["start"]
+    first = settings["weights"][start] if start in settings["weights"] else _behind(start, settings)
+    return [train, evaluate, first, *(settings[stage][one] for one in data for stage in ("download", "prepare"))]
+
+
+def _resolve(params: Params) -> dict[str, dict[str, Any]]:
     profile, where = read_profile(params.profile)
     common = {"profile": params.profile, "device": profile.device, "threads": profile.threads, "seed": profile.seed}
     settings: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
@@ -126,12 +92,12 @@ def resolve() -> dict[str, dict[str, Any]]:
         if source is None:
             raise UserError(f"{where}: sources.{data} is missing")
         if source == "rendered":
-            download: dict[str, Any] = {"rendered": _merge(asdict(profile.rendered), own.get("rendered", {}))}
+            download: dict[str, Any] = {"rendered": merge(asdict(profile.rendered), own.get("rendered", {}))}
         else:
             archives = {file: asdict(archive) for file, archive in source.items()}
             download = {"archives": archives, "mirror": profile.mirror}
         settings["download"][data] = download
-        settings["prepare"][data] = _merge(asdict(profile.prepare), own.get("prepare", {}))
+        settings["prepare"][data] = merge(asdict(profile.prepare), own.get("prepare", {}))
     for data in params.own:
         if data not in profile.own:
             raise UserError(f"{where}: own.{data} is missing, {PARAMS} names it")
@@ -161,12 +127,12 @@ def resolve() -> dict[str, dict[str, Any]]:
     for name, experiment in params.experiments.items():
         if name in params.pretrainings:
             raise UserError(f"{PARAMS}: {name} is an experiment and a pretraining, expected two names")
-        evaluate = _merge(profile.evaluate, profile.datasets.get(experiment.data, {}).get("evaluate", {}))
+        evaluate = merge(profile.evaluate, profile.datasets.get(experiment.data, {}).get("evaluate", {}))
         settings["evaluate"][name] = {
             **common,
             "data": experiment.data,
             "input_scale": settings["train"][name]["recipe"].get("input_scale", 1.2),
-            **_merge(evaluate, experiment.evaluate),
+            **merge(evaluate, experiment.evaluate),
         }
     for name, again in params.seeds.items():
         _check_seed(name, again, params, profile)
@@ -218,7 +184,7 @@ def told_of(name: str, training: Training, params: Params, profile: Profile, whe
     chosen = {"classes": 1, **profile.network, **own.get("network", {}), **varied, **training.network}
     network = asdict(build(Config, chosen, f"{where}: network of {name}"))
     del network["classes"]
-    recipe = _merge(_merge(profile.train, own.get("train", {})), training.train)
+    recipe = merge(merge(profile.train, own.get("train", {})), training.train)
     # Without a pretraining the experiment is all there is to it, and the whole training set is its own.
     phases = own.get("phases", {}).get("pretrain" if early else "train", []) if early or first else []
     allowed = {training.data, training.also} if isinstance(training, Pretraining) else {training.data}
@@ -286,7 +252,7 @@ def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
     """UserError, before anything is written, where this machine lacks what the profile needs: a GPU, a network."""
-    profile = next((PROFILES / f"{s['profile']}.yaml" for s in settings["train"].values()), PROFILES)
+    profile = PROFILES / f"{read_params().profile}.yaml"
     here = "PIPELINE_ELSEWHERE" not in os.environ  # the head of a cluster needs no GPU (pipeline/graph.py)
     if here and any(str(s["device"]).startswith("cuda") for s in settings["train"].values()):
         try:

@@ -116,6 +116,38 @@ datasets:
     assert after["train"]["voc-res101"]["recipe"]["crop"] == before["train"]["voc-res101"]["recipe"]["crop"]
 
 
+def test_what_a_profile_leaves_as_it_is_keeps_the_name_of_its_base(project: Path) -> None:
+    """So a profile with own data on top of a paper that is trained trains nothing of it anew."""
+    before = settings.resolve()
+    own = {"images": "photos", "masks": "masks", "classes": ["a", "b"]}
+    Path("profiles/lab.yaml").write_text(yaml.safe_dump({"base": "mini", "own": {"leaves": own}}))
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    experiments = {**values["experiments"], "leaves-res50": {"data": "leaves", "start": "resnet50"}}
+    edit("params.yaml", profile="lab", own=["leaves"], experiments=experiments)
+
+    after = settings.resolve()
+    for stage in ("train", "evaluate"):
+        for name, entry in after[stage].items():
+            assert (entry == before[stage].get(name)) == (entry["profile"] == "mini"), f"{stage} of {name}"
+    assert {name for name, entry in after["train"].items() if entry["profile"] == "lab"} == {"leaves-res50"}
+    # A third on top of it that changes data: nothing is mini's any more that is trained on them, first or later.
+    changed = {"coco": {"rendered": {"train": 3}}, "nyud": {"evaluate": {"pictures": 1}}}
+    Path("profiles/more.yaml").write_text(yaml.safe_dump({"base": "lab", "datasets": changed}))
+    edit("params.yaml", profile="more")
+    found = named_by_data()
+    assert {data for data, profiles in found.items() if "more" in profiles} == {"voc", "nyud"}
+    assert found["voc"] == found["nyud"] == {"more"}
+    assert found["leaves"] == {"lab"}
+
+
+def named_by_data() -> dict[str, set[str]]:
+    """Data set -> the profiles that its trainings are of."""
+    found: dict[str, set[str]] = {}
+    for name, entry in settings.resolve()["train"].items():
+        found.setdefault(name.partition("-")[0], set()).add(entry["profile"])
+    return found
+
+
 def test_a_network_of_ones_own(project: Path) -> None:
     """A cascade written out, a backbone of timm, settings of one data set and of one experiment."""
     cascade = {"blocks": [[[0, 4], [1, 4]], [[0, 2]]], "scales": [1.0, 0.5]}
@@ -160,6 +192,7 @@ MISTAKES = {
         {},
         r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are learning, mini",
     ),
+    "power": ({}, {"train": {"class_power": 2}}, r"profiles/mini\.yaml: .*class_power is 2\.0, expected 0 "),
     "recipe key": ({}, {"train": {"stepz": 3}}, r"profiles/mini\.yaml: train of .*: unknown key recipe\.stepz"),
     "recipe value": ({}, {"train": {"steps": "many"}}, r"recipe\.steps is 'many': Input should be a valid integer"),
     "recipe range": ({}, {"train": {"steps": 0}}, r"train\.steps is 0, expected 1 or more"),
