@@ -3,12 +3,13 @@
 Needs prepared data and the weights, no dvc, mlflow or snakemake; what to train is in profiles/learning.yaml, which also
 says where the two come from:
 
-    python benchmarks/learning.py                                    # trains, scores, prints: half an hour on a core
+    python benchmarks/learning.py                                    # trains, scores, prints: 75 minutes on a core
     python benchmarks/learning.py --device cuda --steps 4000 --batch 16
     python benchmarks/learning.py --variant pools-0 --steps 300      # one network of the ablations, at a budget
     python benchmarks/learning.py --show                             # the tables of all that is done
 
-Weights, curve and scores go to --to. A training that was stopped goes on where it was.
+Weights, curve and scores go to --to, and two sheets of twelve validation images, evenly spaced: NAME-photos.png (image,
+truth, prediction) and NAME-labels.png (truth, prediction). A training that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,17 +24,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
+from pipeline.pictures import colour
 from refinenet import inference, metrics, training
 from refinenet.config import Protocol, Recipe, Resizing
-from refinenet.data import Split
+from refinenet.data import Array, Split
 from refinenet.device import choose_device, reproducible
 from refinenet.files import UserError, whole_file
 from refinenet.network import RefineNet, load, save
 
 BACKBONE = "timm:tf_efficientnet_lite0"
+SHOWN = 12  # validation images on a sheet
+HEIGHT = 112  # pixels of each there
 # Tables 2 and 9 of the paper; each differs from the first in one setting.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "pools-4": {"pools": 4},
@@ -51,7 +57,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path(f"weights/{BACKBONE}.safetensors"))
     parser.add_argument("--profile", type=Path, default=Path("profiles/learning.yaml"))
     parser.add_argument("--to", type=Path, default=Path("learning"), help="folder of what comes out")
-    parser.add_argument("--variant", choices=list(VARIANTS), default="pools-4")
+    parser.add_argument("--variant", choices=list(VARIANTS), default="cascade-single")
     parser.add_argument("--name", help="of the files; default: the variant and its steps")
     parser.add_argument("--steps", type=int, help="default: the profile's")
     parser.add_argument("--batch", type=int, help="default: the profile's")
@@ -117,16 +123,24 @@ def train(name: str, network: Mapping[str, Any], recipe: Recipe, choice: argpars
 
 
 def score(name: str, protocols: Mapping[str, Protocol], choice: argparse.Namespace) -> None:
-    """Write <name>.json: the scores of all images of val under each protocol."""
+    """Write <name>.json: the scores of all images of val under each protocol; and the sheets."""
     model, about = load(choice.to / f"{name}.safetensors", choose_device(choice.device))
     net = inference.prepared(model, fast=choice.device == "cpu")
     split = Split(choice.data / "val.arrow")
     counts = {key: metrics.Confusion(len(about["classes"])) for key in protocols}
     resizing = Resizing(about["input_scale"], about["short_edge"])
-    for sample in split:
-        for key, label in inference.predict(net, sample.image, protocols, resizing).items():
-            assert sample.label is not None
+    shown = {round((place + 0.5) * len(split) / SHOWN) for place in range(SHOWN)}
+    rows: list[list[Array]] = []
+    for index, sample in enumerate(split):
+        assert sample.label is not None
+        labels = inference.predict(net, sample.image, protocols, resizing)
+        for key, label in labels.items():
             counts[key].add(sample.label, label)
+        if index in shown:
+            last = labels[list(protocols)[-1]]
+            rows.append([sample.image, colour(sample.label, about["palette"]), colour(last, about["palette"])])
+    sheet(rows, choice.to / f"{name}-photos.png")
+    sheet([row[1:] for row in rows], choice.to / f"{name}-labels.png")
     found = {}
     for key, confusion in counts.items():
         interval = metrics.bootstrap(confusion.per_image())
@@ -134,6 +148,20 @@ def score(name: str, protocols: Mapping[str, Protocol], choice: argparse.Namespa
     present = split.counts().astype(bool).sum(0).tolist()
     with whole_file(choice.to / f"{name}.json") as part:
         part.write_text(json.dumps({**about, "val_images": len(split), "val_seen": present, "scores": found}, indent=1))
+
+
+def sheet(rows: Sequence[Sequence[Array]], target: Path) -> None:
+    """Write H x W x 3 uint8 pictures of equal sizes side by side, each row `HEIGHT` pixels high, two rows on a line."""
+    lines = []
+    for row in rows:
+        whole = Image.fromarray(np.concatenate(row, 1))
+        lines.append(whole.resize((round(whole.width * HEIGHT / whole.height), HEIGHT), Image.Resampling.LANCZOS))
+    width = max((line.width for line in lines), default=1)
+    page = Image.new("RGB", (2 * width + 8, -(-len(lines) // 2) * (HEIGHT + 4)), "white")
+    for place, line in enumerate(lines):
+        page.paste(line, (place % 2 * (width + 8), place // 2 * (HEIGHT + 4)))
+    with whole_file(target) as part:
+        page.quantize(255).save(part, "png", optimize=True)
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
