@@ -17,12 +17,15 @@ def run() -> None:
     profile = params["profile"]
     print(f"\nProfile {profile}. {caveat(profile)}".rstrip())
     titles = {name: f"Table {table.number}" for name, table in published().items()}
-    for name, title in (titles | dict.fromkeys(params.get("own") or (), "Own data")).items():
+    own = params.get("own") or ()
+    for name, title in (titles | dict.fromkeys(own, "Own data")).items():
         path = Path("results") / f"{name}_table.md"
         if not path.is_file():
             raise UserError(f"{path}: was not made; `snakemake --cores all {path}` makes it and shows why not")
         print(f"  {title:8} {path}")
     print("  all on one page   results/report.html      open it in a browser")
+    for name in own:
+        print(f"  own data, to see  results/{name}_report.html")
     print("  runs and curves   make ui                  then http://127.0.0.1:5000")
     print("  trained weights   models/                  versioned: dvc push, dvc pull train")
     print(

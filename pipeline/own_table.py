@@ -22,6 +22,7 @@ from refinenet.files import UserError
 
 COLUMNS = ("data_set", "experiment", "backbone", "cascade", "pools", "protocol")
 MEASURES = {"pixel_accuracy": "Pixel acc.", "mean_accuracy": "Mean acc.", "mean_iou": "IoU"}
+HEAD = ("Experiment", "Backbone", "Cascade", "Pools", "Protocol", *MEASURES.values(), "95 % interval", "Seeds")
 PARTS = ("mean_iou_low", "mean_iou_high", "mean_iou_spread")
 BEHIND = ("evaluated_on", "images", "seed", "seeds", "profile", "notes")
 WIDTH = 256  # of the paper's decoder
@@ -47,7 +48,7 @@ def _runs(name: str, root: Path) -> tuple[str, list[str], list[Seeds]]:
     return own[name]["title"] or name, classes, runs
 
 
-def _in_order(run: Scores) -> list[str]:
+def in_order(run: Scores) -> list[str]:
     """The paper's protocols, then others; the file has them by the alphabet."""
     return sorted(run.protocols, key=lambda protocol: ([*PROTOCOLS, protocol].index(protocol), protocol))
 
@@ -79,6 +80,10 @@ class Line:
         behind = [run.split, str(run.images), " ".join(seeds), str(len(seeds)), run.profile, "; ".join(_notes(run))]
         return [*self.left(), *self.measures, *self.interval, self.spread, *self.iou, *behind]
 
+    def heading(self) -> str:
+        """Experiment and protocol in words."""
+        return f"{self.runs.first.experiment}, {PROTOCOLS.get(self.protocol, self.protocol)}"
+
     def shown(self) -> list[str]:
         """The row for reading, without the classes."""
         words = [*self.left()[1:-1], PROTOCOLS.get(self.protocol, self.protocol)]
@@ -99,31 +104,49 @@ def _line(runs: Seeds, protocol: str, classes: list[str]) -> Line:
     )
 
 
+@dataclass(frozen=True)
+class Table:
+    """The table of a data set: its title, its classes, the scores of its experiments and their rows."""
+
+    title: str
+    classes: list[str]
+    runs: list[Seeds]
+    rows: list[Line]
+
+
+def table(name: str, root: Path = Path()) -> Table:
+    """The table of the data set `name`; UserError where a metric is missing."""
+    title, classes, found = _runs(name, root)
+    rows = [_line(runs, protocol, classes) for runs in found for protocol in in_order(runs.first)]
+    return Table(title, classes, found, rows)
+
+
+def notes(name: str, runs: Seeds) -> str:
+    """What is to be said of an experiment's numbers below the table."""
+    run, seeds = runs.first, [str(run.seed) for run in runs.runs]
+    told = [f"{run.images} images of {name} {run.split}", f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"]
+    return "; ".join([*told, f"profile {run.profile}", *_notes(run)])
+
+
 def forms(name: str, root: Path = Path()) -> dict[str, str]:
     """Suffix -> the text of the table, as csv, Markdown and LaTeX; UserError where a metric is missing."""
-    title, classes, found = _runs(name, root)
-    rows = [_line(runs, protocol, classes) for runs in found for protocol in _in_order(runs.first)]
+    of = table(name, root)
+    title, classes, rows = of.title, of.classes, of.rows
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *MEASURES, *PARTS, *(f"iou {one}" for one in classes), *BEHIND])
     writer.writerows(row.csv() for row in rows)
-    head = ["Experiment", "Backbone", "Cascade", "Pools", "Protocol", *MEASURES.values(), "95 % interval", "Seeds"]
     lead = "Pixel accuracy, mean accuracy, mean IoU with its 95 % interval and each class's IoU, in percent."
-    notes = []
-    for runs in found:
-        run, seeds = runs.first, [str(run.seed) for run in runs.runs]
-        told = [f"`{run.experiment}`: {run.images} images of {name} {run.split}"]
-        told += [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}", f"profile {run.profile}", *_notes(run)]
-        notes.append("; ".join(told))
+    below = [f"`{runs.first.experiment}`: {notes(name, runs)}" for runs in of.runs]
     shown = [[*row.shown(), *(text or NOT_PRINTED for text in row.iou)] for row in rows]
     page = [f"# {title}", "", lead, ""]
-    page += [*tables.markdown(list(map(_cell, [*head, *classes])), 5, [list(map(_cell, row)) for row in shown]), ""]
-    page += [f"- {note}" for note in notes]
+    page += [*tables.markdown(list(map(_cell, [*HEAD, *classes])), 5, [list(map(_cell, row)) for row in shown]), ""]
+    page += [f"- {note}" for note in below]
     # LaTeX: the classes in a table of their own, one a line, as there may be hundreds.
     upper = [latex.Row(row.shown()) for row in rows]
     lower = [latex.Row([one, *(row.iou[i] or NOT_PRINTED for row in rows)]) for i, one in enumerate(classes)]
-    columns = [f"{row.runs.first.experiment}, {PROTOCOLS.get(row.protocol, row.protocol)}" for row in rows]
-    tex = latex.table(f"{title}. {lead}", f"tab:{name}", head, 5, upper, notes)
+    columns = [row.heading() for row in rows]
+    tex = latex.table(f"{title}. {lead}", f"tab:{name}", HEAD, 5, upper, below)
     tex += "\n" + latex.long_table(f"{title}: IoU in percent", f"tab:{name}-classes", ["Class", *columns], 1, lower)
     return {"csv": text.getvalue(), "md": "\n".join(page) + "\n", "tex": tex}
 

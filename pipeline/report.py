@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import chain, charts, datasets, figures, overview, scores, stage, summary, tables
+from pipeline import chain, charts, datasets, figures, overview, page, scores, stage, summary, tables
 from pipeline.figures import Curve, Level
 from pipeline.files import dvc_md5
 from pipeline.published import NOT_PRINTED, PROTOCOLS, Source, Table, caveat, published, slug
@@ -24,16 +24,6 @@ from pipeline.scores import Scores
 from refinenet.files import UserError, whole_file
 
 REPORT = Path("results", "report.html")
-
-# The report is kept in git, where a file may have 1 MB: the first level that fits is taken.
-LIMIT = 900_000
-LEVELS = (
-    Level(12, 160, 60, 3, 320, 80),
-    Level(8, 128, 60, 3, 240, 70),
-    Level(4, 96, 50, 3, 200, 60),
-    Level(6, 96, 50, 1, 160, 50),
-    Level(4, 80, 40, 1, 120, 40),
-)
 
 
 @dataclass(frozen=True)
@@ -90,6 +80,7 @@ def chapter(
     of: Table,
     runs: Mapping[str, Scores],
     made: Mapping[str, Curve],
+    chosen: Mapping[str, Any],
     holding: overview.Holding,
     level: Level,
     root: Path,
@@ -99,26 +90,12 @@ def chapter(
     `made`: the curves of all trainings, pretrainings among them.
     """
     trainings = {name: curve for name, curve in made.items() if name.partition("-")[0] == of.name}
-    chart = {name: (curve.steps, curve.losses) for name, curve in trainings.items() if curve.steps}
     source, schema = shown(of), holding.splits["train"].schema
-    matrix, mistakes = figures.confusion(source.experiment, source.protocol, schema.classes, root)
     return {
         "name": of.name,
         "title": datasets.load(of.name).TITLE,
         "shown": f"{source.experiment}, {PROTOCOLS[source.protocol]}",
-        "examples": figures.predictions(source.experiment, schema.classes, schema.palette, level, root),
-        "matrix": matrix,
-        "mistakes": mistakes,
-        "curves": charts.curves(chart, f"Training loss against step of {', '.join(chart)}") if chart else None,
-        "trainings": [
-            {
-                "name": name,
-                "linked": name in runs,
-                "told": curve.told(),
-                "line": list(chart).index(name) if name in chart else 0,
-            }
-            for name, curve in trainings.items()
-        ],
+        **page.results(source.experiment, source.protocol, trainings, chosen, list(runs), schema, level, root),
     }
 
 
@@ -137,17 +114,9 @@ def data(name: str, runs: Mapping[str, Scores], holding: overview.Holding, level
         classes = holding.splits["train"].schema.classes
         scored = [tables.percent(iou.get(one)) or NOT_PRINTED for one in classes]
     return {
-        "name": name,
-        "title": datasets.load(name).TITLE,
         "shown": f"{source.experiment}, {PROTOCOLS[source.protocol]}" if of is not None else None,
         "scored": scored,
-        "sheets": {
-            overview.PARTS[part]: overview.sheet(
-                split, level.tiles if part == "train" else level.tiles // 2, level.tile_width, level.tile_quality
-            )
-            for part, split in holding.splits.items()
-        },
-        **overview.told(holding),
+        **page.data_set(name, datasets.load(name).TITLE, holding, level),
     }
 
 
@@ -181,42 +150,33 @@ def context(root: Path) -> dict[str, Any]:
         "costs": [chain.cost(name, curve, chosen, runs.get(name), root) for name, curve in made.items()],
         "runs": runs,
         "made": made,
-        "colours": charts.SERIES,
+        "chosen": chosen,
     }
 
 
-def page(root: Path = Path()) -> str:
-    """The report of the results under `root`, as HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("report.html.j2")
+def html(root: Path = Path(), limit: int = page.LIMIT) -> str:
+    """The report of the results under `root`, in at most `limit` bytes where fewer and smaller pictures make it so."""
     values = context(root)
     runs = values["runs"]
     own = [of for of in published().values() if of.name in datasets.NAMES]
     holdings = {name: overview.look(root, name) for name in datasets.NAMES}
-    for level in LEVELS:
-        html = template.render(
-            **values,
-            data=[data(name, runs, holding, level) for name, holding in holdings.items()],
-            chapters=[chapter(of, runs, values["made"], holdings[of.name], level, root) for of in own],
-        )
-        if len(html.encode()) <= LIMIT:
-            break
-    return html
+
+    def shown_at(level: Level) -> dict[str, Any]:
+        return {
+            "data": [data(name, runs, holding, level) for name, holding in holdings.items()],
+            "chapters": [
+                chapter(of, runs, values["made"], values["chosen"], holdings[of.name], level, root) for of in own
+            ],
+        }
+
+    return page.fitting("report.html.j2", values, shown_at, limit)
 
 
 def report(root: Path = Path()) -> None:
     """Write `root`/results/report.html."""
-    html = page(root)
+    text = html(root)
     with whole_file(root / REPORT) as part:
-        part.write_text(html, encoding="utf-8", newline="\n")
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

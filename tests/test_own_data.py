@@ -19,13 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fake_run
 import numpy as np
+import own_run
 import pytest
 import small_project
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from own_run import scores as leaves
 from PIL import Image
 
 from pipeline import pack, schema, settings, tabulate
@@ -491,33 +492,14 @@ def test_the_environment(here: Path) -> None:
 def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: a project with two experiments on leaves, and their metrics, made up."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "profiles", "profiles")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params |= {"profile": "own", "own": ["leaves"]}
-    params["experiments"] |= {
-        "leaves-res101": {"data": "leaves", "start": "resnet101", "pools": 4},
-        "best": {"data": "leaves", "start": "resnet50", "cascade": "two"},
-    }
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    write(leaves("leaves-res101", "resnet101", "four", 4, 8))
-    write(leaves("best", "resnet50", "two", 2, 256))
+    own_run.write_project(tmp_path)
+    for name, network in own_run.EXPERIMENTS.items():
+        write(leaves(name, *network))
     return tmp_path
 
 
-def leaves(name: str, backbone: str, cascade: str, pools: int, width: int) -> dict[str, Any]:
-    """Metrics on leaves, as `evaluate` writes them; no mask has a stem."""
-    scores = fake_run.scores("voc-res101", "own")
-    network = {"backbone": backbone, "cascade": cascade, "pools": pools, "width": width}
-    iou = {"leaf": 0.25, "soil": 0.5, "stem": None}  # in the order of the file, which is not that of the classes
-    protocols = {key: {**value, "mean_iou": 0.375, "iou": iou} for key, value in scores["protocols"].items()}
-    return scores | {"experiment": name, "dataset": "leaves", "network": network, "protocols": protocols}
-
-
 def write(metrics: dict[str, Any]) -> Path:
-    file = Path("metrics", metrics["dataset"], f"{metrics['experiment']}.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(metrics, sort_keys=True))
-    return file
+    return own_run.write_metrics(Path(), metrics)
 
 
 def rows() -> list[dict[str, str]]:
@@ -600,7 +582,7 @@ def commands() -> str:
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme(tmp_path: Path) -> None:
-    """They end in a table; neither engine finds more to do; a new image and a new experiment each make it again."""
+    """They end in a table and a page; neither engine finds more to do; each change makes them again."""
     project, home = tmp_path / "project", tmp_path / "home"
     project.mkdir()
     small_project.make(project, "base: mini\n")
@@ -621,11 +603,11 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
 
     def settled() -> None:
         """Each engine finds nothing to do."""
-        assert json.loads(call("dvc", "status", "--json", "--with-deps", "table-own@leaves")) == {
+        assert json.loads(call("dvc", "status", "--json", "--with-deps", "report-own@leaves")) == {
             "download-own@leaves": ["always changed"]
         }
         lock = (project / "dvc.lock").read_bytes()
-        ran = re.findall(r"Running stage '(.*)'", call("dvc", "repro", "table-own@leaves"))
+        ran = re.findall(r"Running stage '(.*)'", call("dvc", "repro", "report-own@leaves"))
         assert ran == ["download-own@leaves"]
         assert (project / "dvc.lock").read_bytes() == lock
         assert "Nothing to be done" in call(*SNAKEMAKE)
@@ -646,6 +628,16 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     assert "pipeline.download" not in call(*SNAKEMAKE)
     settled()
 
+    # What the page shows and no score tells.
+    page, scores = project / "results/leaves_report.html", (project / "metrics/leaves/leaves-res50.json").read_bytes()
+    for engine, wanted in ((("dvc", "repro", "report-own@leaves"), 1), (SNAKEMAKE, 2)):
+        before = page.read_text()
+        profile.write_text(re.sub(r"evaluate: .*\n", "", profile.read_text()) + f"evaluate: {{pictures: {wanted}}}\n")
+        call(*engine)
+        assert page.read_text().count('alt="Prediction of') == wanted != before.count('alt="Prediction of')
+        assert (project / "metrics/leaves/leaves-res50.json").read_bytes() == scores
+        settled()
+
     # More images, older than anything there; DVC notices, and Snakemake finds its work done.
     for name in ("x1", "x2", "x3"):
         image, mask = draw(name, 48, 64)
@@ -654,7 +646,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
         for path in (home / "leaves").rglob(f"{name}.*"):
             os.utime(path, (1, 1))
     assert "pipeline.train leaves-res50" in call(*SNAKEMAKE, "--dry-run")
-    assert "Running stage 'train@leaves-res50'" in call("dvc", "repro", "table-own@leaves")
+    assert "Running stage 'train@leaves-res50'" in call("dvc", "repro", "report-own@leaves")
     settled()
     grown = len(Split(project / "data/leaves/train.arrow")) + len(Split(project / "data/leaves/val.arrow"))
     assert grown == len(names) + 3
@@ -678,4 +670,4 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     assert [row["experiment"] for row in table()] == ["leaves-res50"] * 2
 
 
-SNAKEMAKE = ("snakemake", "--cores", "2", "results/leaves_table.csv")
+SNAKEMAKE = ("snakemake", "--cores", "2", "results/leaves_report.html")

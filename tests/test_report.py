@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from fake_run import COUNTS, SPLITS, all_experiments, classes, scene, write_metrics, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import charts, datasets, figures, overview, pictures, report, summary, tables, tabulate
+from pipeline import page as page_of_both
 from pipeline.files import dvc_md5
 from pipeline.published import published, slug
 from refinenet.data import Schema, Split, write_split
@@ -125,6 +129,58 @@ def test_each_number_leads_to_its_md5s(run: Path, page: Page) -> None:
             assert f"{file}{dvc_md5(run / file)}" in page.text
     for name in COUNTS.keys() - {"coco"}:  # no number is of COCO
         assert f"data/{name}{dvc_md5(run / 'data' / name)}" in page.text
+
+
+def test_a_caption_names_the_protocol_that_evaluate_drew(page: Page) -> None:
+    """It draws the last one of settings.json, where keys are sorted; the tables' own is another."""
+    captions = re.findall(r"(Image, truth and prediction|Confusion matrix) of [a-z0-9-]+, ([a-z]+-scale)", page.text)
+    assert captions == [("Image, truth and prediction", "single-scale"), ("Confusion matrix", "multi-scale")] * 7
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_lead_from_a_number_to_its_md5s(run: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    page = (run / "results" / "report.html").read_text(encoding="utf-8")
+    experiment = re.findall(r"<p>For ([a-z0-9-]+), in the project", page)[0]
+    commands = unescape(re.findall(r"<code># the number(.*?)</code>", page, re.S)[0])
+    data = experiment.partition("-")[0]
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "data" / "raw" / data).mkdir(parents=True)
+    (folder / "data" / "raw" / data / "archive.tar").write_bytes(b"archive")
+    weights, split = f"models/{experiment}.safetensors", f"data/{data}"
+    md5s = {path: dvc_md5(folder / path) for path in (weights, split)}
+    outs = [{"path": path, "hash": "md5", "md5": md5} for path, md5 in md5s.items()]
+    stages = {"made": {"cmd": "made", "outs": outs}}
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"made": {"cmd": "made", "outs": list(md5s)}}}))
+    for command in (
+        ["git", "init", "--quiet"],
+        ["dvc", "init", "--quiet"],
+        ["git", "add", "metrics", "dvc.yaml", "dvc.lock"],
+    ):
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    identity = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    subprocess.run(["git", *identity, "commit", "-qm", "results"], cwd=folder, check=True)
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    tagged = client.create_run(client.create_experiment(data), tags={"weights.md5": md5s[weights]}).info.run_id
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-ec", f"# the number{commands}"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert tagged in done.stdout
+    assert done.stdout.count(md5s[weights]) > 2  # of the metrics or the run, dvc.lock, md5sum
+    assert done.stdout.count(md5s[split]) > 1
+    assert (
+        subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True).stdout in done.stdout
+    )
 
 
 def test_pictures_have_alt_texts_and_labels_keep_their_colours(run: Path, page: Page) -> None:
@@ -250,18 +306,17 @@ def test_names_from_data_are_escaped(run: Path, tmp_path: Path) -> None:
     schema = Schema("person", "train", ("<script>x</script>", *"abcdef"), datasets.colour_map(7))
     with write_split(tmp_path / "run" / "data" / "person" / "train.arrow", schema) as writer:
         writer.add('"><b>', *scene(np.random.default_rng(0), 7, 48, 64))
-    html = report.page(tmp_path / "run")
+    html = report.html(tmp_path / "run")
     assert "<script" not in html
     assert "<b>" not in re.sub(r"<b>[^<]*</b>", "", html)
     assert "&lt;script&gt;x&lt;/script&gt;" in html
 
 
-def test_large_pictures_still_fit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_still_fit(run: Path) -> None:
     """Where pictures at full size would be too much for a file in git, fewer and smaller ones are shown."""
-    full = len(report.page(run).encode())
-    assert full < report.LIMIT
-    monkeypatch.setattr(report, "LIMIT", full - 1)
-    assert len(report.page(run).encode()) < full
+    full = len(report.html(run).encode())
+    assert full < page_of_both.LIMIT
+    assert len(report.html(run, full - 1).encode()) < full
 
 
 def test_paper_profile_counts_what_is_close(run: Path, tmp_path: Path) -> None:
@@ -269,7 +324,7 @@ def test_paper_profile_counts_what_is_close(run: Path, tmp_path: Path) -> None:
     write_metrics(tmp_path / "run", all_experiments(), "paper")
     for name in published():
         tabulate.tabulate(name, tmp_path / "run")
-    text = report.page(tmp_path / "run")
+    text = report.html(tmp_path / "run")
     assert "drawn scenes" not in text
     found = summary.numbers({of.name: tables.read(of, tmp_path / "run") for of in published().values()})
     comparable = [number for number in found if not number.experiment.startswith(("voc", "cityscapes"))]

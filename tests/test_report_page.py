@@ -1,16 +1,18 @@
-"""The report in a browser: on a phone and a desk, by day and by night; it fits, can be read, and asks nobody."""
+"""The pages in a browser: on a phone and a desk, by day and by night; it fits, can be read, and asks nobody."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import chdir
 from typing import TYPE_CHECKING, Any
 
+import own_run
 import pytest
 from fake_run import write_run
 
-from pipeline import report
+from pipeline import own_report, report
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -42,12 +44,17 @@ return worst;
 """
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture(scope="module", params=["the paper's", "one's own"])
+def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("run")
-    write_run(root)
-    report.report(root)
-    return (root / report.REPORT).as_uri()
+    if request.param == "the paper's":
+        write_run(root)
+        report.report(root)
+        return (root / report.REPORT).as_uri()
+    own_run.write_run(root)
+    with chdir(root):
+        own_report.report("leaves")
+    return (root / own_report.path("leaves")).as_uri()
 
 
 @pytest.fixture(scope="module")

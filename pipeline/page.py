@@ -1,0 +1,106 @@
+"""What the report of the paper's tables and that of a user's own data have in common.
+
+One self-contained file, small enough for git; the sheets of a data set, and what an experiment left to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import chain, charts, figures, overview
+from pipeline.figures import Curve, Level
+from pipeline.published import PROTOCOLS
+from refinenet.data import Schema
+from refinenet.files import UserError
+
+# A page is kept in git, where a file may have 1 MB: the first level that fits is taken.
+LIMIT = 900_000
+LEVELS = (
+    Level(12, 160, 60, 3, 320, 80),
+    Level(8, 128, 60, 3, 240, 70),
+    Level(4, 96, 50, 3, 200, 60),
+    Level(6, 96, 50, 1, 160, 50),
+    Level(4, 80, 40, 1, 120, 40),
+)
+
+
+def fitting(template: str, values: Mapping[str, Any], shown: Callable[[Level], Mapping[str, Any]], limit: int) -> str:
+    """The page of `template` at the first level at which it has at most `limit` bytes, or else at the last.
+
+    `values`: what it says, the same at every level; `shown`: what it shows at a level.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    of = environment.get_template(template)
+    for level in LEVELS:
+        html = of.render(**values, colours=charts.SERIES, **shown(level))
+        if len(html.encode()) <= limit:
+            break
+    return html
+
+
+def data_set(name: str, title: str, holding: overview.Holding, level: Level) -> dict[str, Any]:
+    """What a data set holds: a sheet of each split, and its numbers."""
+    return {
+        "name": name,
+        "title": title,
+        "sheets": {
+            overview.PARTS[part]: overview.sheet(
+                split, level.tiles if part == "train" else level.tiles // 2, level.tile_width, level.tile_quality
+            )
+            for part, split in holding.splits.items()
+        },
+        **overview.told(holding),
+    }
+
+
+def pictured(experiment: str, chosen: Mapping[str, Any]) -> str:
+    """The protocol that an experiment's pictures are of: `evaluate` takes the last one in settings.json."""
+    try:
+        return str(list(chosen["evaluate"][experiment]["protocols"])[-1])
+    except (KeyError, TypeError, IndexError):
+        raise UserError(f"{chain.SETTINGS}: has no evaluate.{experiment}; stage settings renews it") from None
+
+
+def results(
+    experiment: str,
+    protocol: str,
+    trainings: Mapping[str, Curve],
+    chosen: Mapping[str, Any],
+    linked: Sequence[str],
+    schema: Schema,
+    level: Level,
+    root: Path,
+) -> dict[str, Any]:
+    """What an experiment left to look at. `protocol`: of the confusion matrix; that of the pictures `evaluate` chose.
+
+    `trainings`: what to draw the curves of, of which `linked` have a chain. `chosen`: settings.json.
+    """
+    of_pictures = pictured(experiment, chosen)
+    chart = {name: (curve.steps, curve.losses) for name, curve in trainings.items() if curve.steps}
+    matrix, mistakes = figures.confusion(experiment, protocol, schema.classes, root)
+    return {
+        "pictured": f"{experiment}, {PROTOCOLS.get(of_pictures, of_pictures)}",
+        "examples": figures.predictions(experiment, schema.classes, schema.palette, level, root),
+        "matrix": matrix,
+        "mistakes": mistakes,
+        "curves": charts.curves(chart, f"Training loss against step of {', '.join(chart)}") if chart else None,
+        "trainings": [
+            {
+                "name": name,
+                "linked": name in linked,
+                "told": curve.told(),
+                "line": list(chart).index(name) if name in chart else 0,
+            }
+            for name, curve in trainings.items()
+        ],
+    }
