@@ -21,6 +21,10 @@ PROGRAMS = (
 
 # Commands that are run one after the other in a fresh clone, as they are printed but for what `FILLED` says.
 HERE = (
+    "dvc config --local core.hardlink_lock true",
+    "dvc cache dir --local /shared/dvc",
+    "dvc config --local cache.shared group",
+    "dvc config --local cache.type reflink,hardlink,copy",
     "dvc pull train@voc-res101",
     "dvc pull pretrain train",
     "dvc pull --allow-missing",
@@ -49,7 +53,7 @@ HERE = (
     "dvc remote add --default lab s3://bucket/refinenet",
     "dvc remote modify lab verify true",
 )
-FILLED = {"<name>": "voc"}
+FILLED = {"<name>": "voc", "/shared/dvc": "../shared"}
 
 # Where the others are run. "CI": .ci/run; a test's name; or what keeps it from being run, in parentheses.
 ELSEWHERE = {
@@ -67,7 +71,7 @@ ELSEWHERE = {
     "dvc repro": "test_graph.",
     "dvc repro evaluate@voc-res50-wide": "test_graph.",
     "snakemake --cores 2 results/voc_table.csv": "test_real_voc.",
-    "snakemake --cores 2 results/leaves_table.csv": "test_own_data.test_the_commands_of_the_readme",
+    "snakemake --cores 2 results/leaves_report.html": "test_own_data.test_the_commands_of_the_readme",
     "cat > profiles/leaves.yaml <<'END'": "test_own_data.test_the_commands_of_the_readme",
     "sed -i 's/^profile: .*/profile: leaves/; s/^own: .*/own: [leaves]/' params.yaml": (
         "test_own_data.test_the_commands_of_the_readme"
@@ -90,10 +94,6 @@ ELSEWHERE = {
     "python -m pipeline.cost --profile modern": "test_cost.",
     "python -m pipeline.cost --rate 41.5": "test_cost.",
     "python benchmarks/train.py --device cuda --compile": "(a GPU)",
-    "dvc cache dir --local /shared/dvc": "(tried by hand)",
-    "dvc config --local cache.shared group": "(tried by hand)",
-    "dvc config --local cache.type reflink,hardlink,copy": "(tried by hand)",
-    "dvc config --local core.hardlink_lock true": "(tried by hand)",
     "export PATH=/tmp/slurm/bin:$PATH": "(of the other terminal)",
     "export PIPELINE_ELSEWHERE=1": "test_processes.test_the_head_of_a_cluster_needs_no_gpu",
     "pip install snakemake-executor-plugin-cluster-generic": "(package index)",
@@ -117,6 +117,13 @@ ELSEWHERE = {
         "python -m pipeline.submit record voc --experiment voc-res152 --file answer.txt --link http"
         "://host.robots.ox.ac.uk:8080/..."
     ): "test_submit.",
+    "mlflow server --backend-store-uri sqlite:///mlflow.db --host 0.0.0.0 --allowed-hosts 'head:5000,localhost:*'": (
+        "test_serving.test_a_server_is_sent_the_weights_once"
+    ),
+    "export MLFLOW_TRACKING_URI=http://head:5000": "test_serving.test_a_server_is_sent_the_weights_once",
+    "curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d @- |": (
+        "test_serving.test_the_documented_command_line"
+    ),
     "mlflow models serve -m models:/voc-res101@best --env-manager local --port 5001": "test_serving.",
     "dvc plots diff HEAD --targets curves/voc-res101.csv": "test_dvc_commands.",
     "dvc exp run -n pools-2 -S experiments.voc-res101.pools=2 evaluate@voc-res101": "test_dvc_commands.",
@@ -127,7 +134,7 @@ ELSEWHERE = {
 def commands(page: str) -> set[str]:
     """What a page tells to type: lines of its blocks, and words in backticks, that begin with a program."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^    (\S.*)$", text, re.M)
+    blocks = re.findall(r"^ {4,}(\S.*)$", text, re.M)
     fenced = [line for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
     words = re.findall(rf"`((?:\.venv/bin/pre-commit|{PROGRAMS}) [^`]+)`", text)
     found = [line for line in (*blocks, *fenced) if re.match(rf"{PROGRAMS} (?![:=-]>)", line)] + words
@@ -173,4 +180,11 @@ def test_the_commands_run(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert (clone / "voc.onnx").stat().st_size > 100_000
     assert list((clone / "predictions/photos/voc-res101/labels").iterdir())
+    # The cache that a group shares: all that was pulled lies there, once, and others may write there too.
+    assert not list((clone / ".dvc/cache").glob("files/md5/*"))
+    shared = [path for path in (tmp_path / "shared/files/md5").glob("*/*") if path.is_file()]
+    assert len(shared) > 100
+    assert all(folder.stat().st_mode & 0o020 for folder in (tmp_path / "shared/files/md5").iterdir())
+    model = clone / "models/voc-res152.safetensors"
+    assert model.stat().st_ino in {path.stat().st_ino for path in shared}
     shutil.rmtree(clone)
