@@ -154,7 +154,8 @@ def sheet(rows: Sequence[Sequence[Array]], target: Path) -> None:
     """Write H x W x 3 uint8 pictures of equal sizes side by side, each row `HEIGHT` pixels high, two rows on a line."""
     lines = []
     for row in rows:
-        whole = Image.fromarray(np.concatenate(row, 1))
+        white = np.full((len(row[0]), 8, 3), 255, np.uint8)
+        whole = Image.fromarray(np.concatenate([part for picture in row for part in (picture, white)], 1))
         lines.append(whole.resize((round(whole.width * HEIGHT / whole.height), HEIGHT), Image.Resampling.LANCZOS))
     width = max((line.width for line in lines), default=1)
     page = Image.new("RGB", (2 * width + 8, -(-len(lines) // 2) * (HEIGHT + 4)), "white")
