@@ -93,6 +93,7 @@ ELSEWHERE = {
     "python -m pipeline.cost --page docs/cost.md": "test_cost.",
     "python -m pipeline.cost --profile modern": "test_cost.",
     "python -m pipeline.cost --rate 41.5": "test_cost.",
+    "python benchmarks/learning.py": "test_benchmarks.",
     "python benchmarks/train.py --device cuda --compile": "(a GPU)",
     "export PATH=/tmp/slurm/bin:$PATH": "(of the other terminal)",
     "export PIPELINE_ELSEWHERE=1": "test_processes.test_the_head_of_a_cluster_needs_no_gpu",
