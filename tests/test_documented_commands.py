@@ -102,7 +102,7 @@ ELSEWHERE = {
     "python tests/one_machine_slurm.py /tmp/slurm": "test_slurm.",
     (
         'sbatch --gpus=1 --requeue --signal=B:TERM@120 --wrap "exec python -m pipeline.train voc-res101"'
-    ): "(tried by hand on tests/one_machine_slurm.py; ended in 75, requeued, completed)",
+    ): "test_slurm.test_a_training_that_was_warned_is_begun_again",
     (
         "snakemake --cores 8 data/{voc,context,person,nyud,sunrgbd,cityscapes,ade20k,coco} weights/"
         "resnet{50,101,152}.safetensors"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -135,3 +137,45 @@ def test_two_nodes_at_once_and_killed_jobs_end_in_the_same_bytes(tmp_path: Path,
         call("python", "-m", "pipeline.train", name, folder=alone)
         for path in (f"models/{name}.safetensors", f"curves/{name}.csv"):
             assert (project / path).read_bytes() == (alone / path).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.services
+def test_a_training_that_was_warned_is_begun_again(tmp_path: Path, slurm: dict[str, str]) -> None:
+    """The sbatch line of docs/cluster.md: SIGTERM, exit code 75, requeued by RequeueExit=75, the same bytes."""
+    page = (ROOT / "docs/cluster.md").read_text()
+    (line,) = re.findall(r"^ +(sbatch .*)$", page, re.M)
+    name = TRAININGS[0]
+    whole, project = tmp_path / "whole", tmp_path / "project"
+    whole.mkdir()
+    small_project.make(whole, PROFILE)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **slurm}
+    environment["PATH"] = f"{small_project.BIN}:{environment['PATH']}"
+    environment["PYTHONPATH"] = str(project)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def told(job: str) -> dict[str, str]:
+        command = ["scontrol", "show", "job", "--oneliner", job]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return dict(pair.split("=", 1) for pair in done.stdout.split() if "=" in pair)
+
+    def wait(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 500
+        while not condition():
+            assert time.monotonic() < end, [path.read_text() for path in project.glob("slurm-*.out")]
+            time.sleep(0.2)
+
+    small_project.call(whole, "snakemake", "--cores", "1", "--", "data/voc", "weights/resnet101.safetensors")
+    shutil.copytree(whole, project, symlinks=True)
+    small_project.call(whole, "python", "-m", "pipeline.train", name)
+    said = subprocess.run(
+        shlex.split(line), cwd=project, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    job = said.split()[-1]
+    wait(lambda: any((project / "checkpoints" / name).glob("step-*.pt")))
+    subprocess.run(["scancel", "--signal=TERM", "--batch", job], env=environment, check=True)
+    wait(lambda: told(job)["Restarts"] == "1")
+    assert not (project / "models" / f"{name}.safetensors").exists()
+    wait(lambda: told(job)["JobState"] == "COMPLETED")
+    for path in (f"models/{name}.safetensors", f"curves/{name}.csv"):
+        assert (project / path).read_bytes() == (whole / path).read_bytes()
