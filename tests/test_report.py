@@ -145,6 +145,8 @@ def test_the_commands_of_the_page_lead_from_a_number_to_its_md5s(run: Path, tmp_
     experiment = re.findall(r"<p>For ([a-z0-9-]+), in the project", page)[0]
     commands = unescape(re.findall(r"<code># the number(.*?)</code>", page, re.S)[0])
     data = experiment.partition("-")[0]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     folder = shutil.copytree(run, tmp_path / "run")
     (folder / "data" / "raw" / data).mkdir(parents=True)
     (folder / "data" / "raw" / data / "archive.tar").write_bytes(b"archive")
@@ -159,13 +161,11 @@ def test_the_commands_of_the_page_lead_from_a_number_to_its_md5s(run: Path, tmp_
         ["dvc", "init", "--quiet"],
         ["git", "add", "metrics", "dvc.yaml", "dvc.lock"],
     ):
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     identity = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
     subprocess.run(["git", *identity, "commit", "-qm", "results"], cwd=folder, check=True)
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     tagged = client.create_run(client.create_experiment(data), tags={"weights.md5": md5s[weights]}).info.run_id
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", "-ec", f"# the number{commands}"],
         cwd=folder,
