@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,26 @@ def test_a_missing_gpu_or_network_is_said_before_anything_is_written(
     with pytest.raises(UserError, match=r"downloads from thor\.robots\.ox\.ac\.uk, which cannot be reached"):
         settings.run()
     assert not Path("settings.json").exists()
+
+
+def test_own_data_needs_no_host(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the paper's data sets, of which only some may be asked for: then `download` says what it lacks."""
+    edit("profiles/paper.yaml", device="cpu")
+    own = {"leaves": {"images": "photos", "masks": "masks", "classes": ["soil", "leaf"]}}
+    Path("profiles/leaves.yaml").write_text(yaml.safe_dump({"base": "paper", "title": "leaves", "own": own}))
+    experiments = yaml.safe_load(Path("params.yaml").read_text())["experiments"]
+    experiments["leaves-res50"] = {"data": "leaves", "start": "resnet50"}
+    edit("params.yaml", profile="leaves", own=["leaves"], experiments=experiments)
+
+    def no_network(host: str, port: int) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    settings.run()
+    assert "leaves" in json.loads(Path("settings.json").read_text())["prepare"]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("warning: profiles/leaves.yaml: downloads from thor.robots.ox.ac.uk, which cannot be ")
