@@ -86,11 +86,13 @@ def results(
     `trainings`: what to draw the curves of, of which `linked` have a chain. `chosen`: settings.json.
     """
     of_pictures = pictured(experiment, chosen)
+    wanted = chosen["evaluate"][experiment]["pictures"]
     chart = {name: (curve.steps, curve.losses) for name, curve in trainings.items() if curve.steps}
     matrix, mistakes = figures.confusion(experiment, protocol, schema.classes, root)
     return {
         "pictured": f"{experiment}, {PROTOCOLS.get(of_pictures, of_pictures)}",
-        "examples": figures.predictions(experiment, schema.classes, schema.palette, level, root),
+        # A licence may forbid to hand pictures on; only where none were asked for may none be there.
+        "examples": figures.predictions(experiment, schema.classes, schema.palette, level, root) if wanted else None,
         "matrix": matrix,
         "mistakes": mistakes,
         "curves": charts.curves(chart, f"Training loss against step of {', '.join(chart)}") if chart else None,

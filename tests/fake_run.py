@@ -142,7 +142,7 @@ def write_settings(root: Path, profile: str = "mini") -> None:
     published = {"archives": {"archive.zip": archive}, "rendered": None}
     told = {
         "download": dict.fromkeys(COUNTS, rendered if profile == "mini" else published),
-        "evaluate": {name: {"protocols": {"multi": {}, "single": {}}} for name in all_experiments()},
+        "evaluate": {name: {"protocols": {"multi": {}, "single": {}}, "pictures": 3} for name in all_experiments()},
         "train": {name: training(name) for name in [*all_experiments(), "voc-res101-coco", "voc-res152-coco"]},
     }
     (root / "settings.json").write_text(json.dumps(told, indent=1))

@@ -97,6 +97,20 @@ def test_pictures(page: Page) -> None:
         assert f"Image, truth and prediction of {name}, single-scale" in page.text
 
 
+def test_without_pictures_where_none_were_asked_for(run: Path) -> None:
+    told = json.loads(Path("settings.json").read_text())
+    for experiment in own_run.EXPERIMENTS:
+        told["evaluate"][experiment]["pictures"] = 0
+        for file in Path("predictions", experiment).glob("*.png"):
+            file.unlink()
+    with pytest.raises(UserError, match=r"no pictures; `evaluate leaves-res101` makes them"):
+        own_report.html("leaves")
+    Path("settings.json").write_text(json.dumps(told))
+    page = Page(own_report.html("leaves"))
+    assert "Image, truth and prediction" not in page.text
+    assert len(page.all("img")) == 2 * (4 + 2) + 2 * 2  # sheets; curve and matrix of an experiment
+
+
 def test_same_bytes_in_another_folder_and_process(made: Path, run: Path, html: str) -> None:
     own_report.path("leaves").unlink()
     command = [sys.executable, "-m", "pipeline.own_report", "leaves"]
