@@ -275,7 +275,7 @@ def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
             told = f"{profile}: downloads from {host}, which cannot be reached ({error})"
             if not any(download["own"] for download in settings["download"].values()):
                 raise UserError(told) from None
-            print(f"warning: {told}; enough for one's own data, which needs no network", file=sys.stderr)
+            print(f"warning: {told}; one's own data does without its archives", file=sys.stderr)
             return
 
 
