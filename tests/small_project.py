@@ -23,10 +23,12 @@ datasets: {voc: {train: {steps: 6}}}
 """
 
 
-def _environment(project: Path, **more: str) -> dict[str, str]:
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(project), **more}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    return environment
+def environment(project: Path, **more: str) -> dict[str, str]:
+    """Environment variables of a process that finds the commands of the environment, and the project's code."""
+    variables = {**os.environ, "PYTHONPATH": str(project), **more}
+    variables["PATH"] = f"{BIN}:{variables['PATH']}"
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
+    return variables
 
 
 def call(project: Path, *command: str, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +36,7 @@ def call(project: Path, *command: str, check: bool = True, **more: str) -> subpr
     done = subprocess.run(
         [str(BIN / command[0]), *command[1:]],
         cwd=project,
-        env=_environment(project, **more),
+        env=environment(project, **more),
         capture_output=True,
         text=True,
         check=False,
@@ -50,7 +52,7 @@ def start(project: Path, *command: str, **more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [str(BIN / command[0]), *command[1:]],
         cwd=project,
-        env=_environment(project, **more),
+        env=environment(project, **more),
         stdout=nothing,
         stderr=nothing,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_project
 import yaml
 from fake_run import COUNTS, SPLITS, all_experiments, classes, scene, write_metrics, write_run
 from hypothesis import given
@@ -145,8 +145,7 @@ def test_the_commands_of_the_page_lead_from_a_number_to_its_md5s(run: Path, tmp_
     experiment = re.findall(r"<p>For ([a-z0-9-]+), in the project", page)[0]
     commands = unescape(re.findall(r"<code># the number(.*?)</code>", page, re.S)[0])
     data = experiment.partition("-")[0]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    environment = small_project.environment(ROOT)
     folder = shutil.copytree(run, tmp_path / "run")
     (folder / "data" / "raw" / data).mkdir(parents=True)
     (folder / "data" / "raw" / data / "archive.tar").write_bytes(b"archive")

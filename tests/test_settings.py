@@ -235,6 +235,10 @@ def test_broken_yaml_is_one_line(project: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def no_network(host: str, port: int) -> None:
+    raise OSError("Name or service not known")
+
+
 def test_a_missing_gpu_or_network_is_said_before_anything_is_written(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,9 +250,6 @@ def test_a_missing_gpu_or_network_is_said_before_anything_is_written(
     monkeypatch.setattr("ctypes.CDLL", no_driver)
     with pytest.raises(UserError, match=r"trains on a GPU \(device: cuda\) and this machine has none"):
         settings.run()
-
-    def no_network(host: str, port: int) -> None:
-        raise OSError("Name or service not known")
 
     monkeypatch.setattr("socket.getaddrinfo", no_network)
     edit("profiles/paper.yaml", device="cpu")
@@ -271,10 +272,6 @@ def test_own_data_needs_no_host(
     experiments = yaml.safe_load(Path("params.yaml").read_text())["experiments"]
     experiments["leaves-res50"] = {"data": "leaves", "start": "resnet50"}
     edit("params.yaml", profile="leaves", own=["leaves"], experiments=experiments)
-
-    def no_network(host: str, port: int) -> None:
-        raise OSError("Name or service not known")
-
     monkeypatch.setattr("socket.getaddrinfo", no_network)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     settings.run()

@@ -65,10 +65,8 @@ def test_two_nodes_at_once_and_killed_jobs_end_in_the_same_bytes(tmp_path: Path,
     project = tmp_path / "project"
     project.mkdir()
     small_project.make(project, PROFILE)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **slurm}
-    environment["PATH"] = f"{small_project.BIN}:{environment['PATH']}"
-    environment["PYTHONPATH"] = f"{project}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    path = f"{project}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
+    environment = small_project.environment(project, OMP_NUM_THREADS="1", PYTHONPATH=path, **slurm)
 
     def call(*command: str, folder: Path = project) -> str:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
@@ -149,10 +147,7 @@ def test_a_training_that_was_warned_is_begun_again(tmp_path: Path, slurm: dict[s
     whole, project = tmp_path / "whole", tmp_path / "project"
     whole.mkdir()
     small_project.make(whole, PROFILE)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **slurm}
-    environment["PATH"] = f"{small_project.BIN}:{environment['PATH']}"
-    environment["PYTHONPATH"] = str(project)
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment = small_project.environment(project, OMP_NUM_THREADS="1", **slurm)
 
     def told(job: str) -> dict[str, str]:
         command = ["scontrol", "show", "job", "--oneliner", job]
