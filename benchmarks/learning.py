@@ -31,10 +31,11 @@ from safetensors.torch import load_file
 
 from pipeline.pictures import colour
 from refinenet import inference, metrics, training
+from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.data import Array, Split
 from refinenet.device import choose_device, reproducible
-from refinenet.files import UserError, whole_file
+from refinenet.errors import UserError
 from refinenet.network import RefineNet, load, save
 
 BACKBONE = "timm:tf_efficientnet_lite0"

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from pipeline import datasets, profiles, settings
 from pipeline.published import NOT_PRINTED, published
+from refinenet.atomic import whole_file
 from refinenet.config import Recipe
-from refinenet.files import whole_file
 
 FOLDER = Path(__file__).parent
 PAGES = {"data": ("sets", "archives"), "reproducing": ("rows", "trainings")}

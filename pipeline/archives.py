@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pipeline import copies
 from pipeline.copies import NEVER, CopyError, Known
 from pipeline.transfer import Transfer, forget, partial_of, size_of
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.schema import Source

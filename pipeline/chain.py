@@ -16,7 +16,7 @@ from pipeline import figures
 from pipeline.files import dvc_md5
 from pipeline.published import PROTOCOLS, published
 from pipeline.scores import Scores, Seeds
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 SETTINGS = Path("settings.json")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline import profiles
 from pipeline.published import caveat, published
 from pipeline.stage import report
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 
 def run() -> None:

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from tqdm import tqdm
 
 from pipeline import progress
-from refinenet.files import whole_file
+from refinenet.atomic import whole_file
 
 if TYPE_CHECKING:
     from pipeline.schema import Source

@@ -23,8 +23,9 @@ from typing import Any
 from pipeline import datasets, profiles, settings
 from pipeline.schema import Params, Profile, Training
 from pipeline.stage import report
+from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Recipe, Resizing
-from refinenet.files import UserError, whole_file
+from refinenet.errors import UserError
 
 FACTS: dict[str, Any] = profiles.read_yaml(Path(__file__).with_suffix(".yaml"))
 START, END = "<!-- cost -->\n", "\n<!-- end of cost -->"

@@ -28,7 +28,8 @@ from pipeline.copies import Known, StoppedError, say
 from pipeline.files import dvc_md5
 from pipeline.schema import Download, Source
 from pipeline.stage import main
-from refinenet.files import UserError, whole_folder
+from refinenet.atomic import whole_folder
+from refinenet.errors import UserError
 
 RAW = Path("data/raw")
 AT_ONCE = 4  # files

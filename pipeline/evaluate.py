@@ -23,8 +23,9 @@ from pipeline.pictures import GAP, colour
 from pipeline.stage import main
 from pipeline.tracking import track
 from pipeline.trained import Trained
+from refinenet.atomic import whole_file, whole_folder
 from refinenet.data import RGB, Array, Integers, Sample, Split
-from refinenet.files import UserError, whole_file, whole_folder
+from refinenet.errors import UserError
 from refinenet.metrics import Confusion, Counts, Rule, alternatives, bootstrap, most_frequent, scores
 
 # The official tools' rules, where they are not the paper's; their scores stand beside it.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.stage import report
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 _EXAMPLES = """\
 examples:

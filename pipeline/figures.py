@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline import charts, pictures
 from pipeline.pictures import GAP, VOID_COLOUR, Picture
 from refinenet.data import RGB, Array, Integers
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 MISTAKES = 5  # that are named
 

@@ -9,7 +9,7 @@ import re
 from fnmatch import translate
 from pathlib import Path
 
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 # What .dvcignore lists: names that never belong to an output, in whatever folder they turn up.
 NOT_VERSIONED = (".snakemake_timestamp", "__pycache__", ".*.part")

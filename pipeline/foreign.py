@@ -42,9 +42,10 @@ from torch import Tensor
 
 from pipeline import datasets, matconvnet, matlab
 from pipeline.archives import digest
+from refinenet.atomic import whole_file
 from refinenet.backbones import ResNet
 from refinenet.config import RESNETS, Stride
-from refinenet.files import UserError, whole_file
+from refinenet.errors import UserError
 from refinenet.network import RefineNet, load_tensors, save
 
 RGB = tuple[float, float, float]

@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 import yaml
 
 from pipeline import pack, schema, settings
-from refinenet.files import UserError, whole_file
+from refinenet.atomic import whole_file
+from refinenet.errors import UserError
 
 _T = TypeVar("_T")
 

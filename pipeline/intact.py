@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.files import dvc_md5
 from pipeline.progress import bar
 from pipeline.stage import report
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 
 def broken_objects(cache: Path) -> list[Path]:

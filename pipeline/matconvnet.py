@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from pipeline.matlab import Struct, many, structs
 from refinenet.config import PoolOrder
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 Numbers = npt.NDArray[Any]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 Struct = Mapping[str, Any]
 

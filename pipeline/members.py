@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, cast
 
 from pipeline.scratch import Scratch
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 CHUNK = 1 << 20
 MEMBER_LIMIT = 1 << 28  # bytes that one member may take in memory; the largest official image has a few million

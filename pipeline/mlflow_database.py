@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.files import dvc_md5
 from pipeline.tracking import PATIENCE, QUIET
-from refinenet.files import UserError, whole_file
+from refinenet.atomic import whole_file
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -18,7 +18,7 @@ from pipeline import mlflow_database, registry
 from pipeline.files import dvc_md5
 from pipeline.mlflow_database import turn
 from pipeline.tracking import Message
-from refinenet.files import birth, whole_file
+from refinenet.atomic import birth, whole_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 
 from pipeline.mlflow_run import Record, line
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 
 def _batches(seconds: float = 0.3) -> Iterator[list[bytes]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import pictures
 from refinenet.data import Array, Split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 PARTS = {"train": "training", "val": "evaluation", "test": "test"}
 RAREST = 3  # classes that are named

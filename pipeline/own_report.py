@@ -21,7 +21,8 @@ from pipeline.files import dvc_md5
 from pipeline.published import NOT_PRINTED, PROTOCOLS
 from pipeline.scores import Seeds
 from pipeline.stage import main
-from refinenet.files import UserError, whole_file
+from refinenet.atomic import whole_file
+from refinenet.errors import UserError
 
 
 def path(name: str) -> Path:

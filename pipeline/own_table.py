@@ -18,7 +18,7 @@ from pipeline import latex, scores, settings, tables
 from pipeline.profiles import PARAMS
 from pipeline.published import NOT_PRINTED, PROTOCOLS, published
 from pipeline.scores import Scores, Seeds
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 COLUMNS = ("data_set", "experiment", "backbone", "cascade", "pools", "protocol")
 MEASURES = {"pixel_accuracy": "Pixel acc.", "mean_accuracy": "Mean acc.", "mean_iou": "IoU"}

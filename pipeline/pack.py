@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 
 from pipeline import progress
 from pipeline.datasets import decode
-from refinenet.files import UserError, whole_file, whole_folder
+from refinenet.atomic import whole_file, whole_folder
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.schema import Folder

@@ -13,7 +13,7 @@ from pipeline import chain, charts, figures, overview
 from pipeline.figures import Curve, Level
 from pipeline.published import PROTOCOLS
 from refinenet.data import Schema
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 # A page is kept in git, where a file may have 1 MB: the first level that fits is taken.
 LIMIT = 900_000

@@ -25,9 +25,10 @@ from pipeline import progress
 from pipeline.photos import as_seen
 from pipeline.pictures import indexed, overlay
 from pipeline.stage import report
+from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Resizing
 from refinenet.data import IGNORE_INDEX, RGB, Array
-from refinenet.files import UserError, whole_file
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,9 @@ from pipeline import datasets, progress, settings
 from pipeline.datasets import Dataset, Reader
 from pipeline.stage import main
 from pipeline.workers import Workers, cores, measured
+from refinenet.atomic import whole_folder
 from refinenet.data import Schema, SplitWriter, write_split
-from refinenet.files import UserError, whole_folder
+from refinenet.errors import UserError
 
 DATA = Path("data")
 SMALL = 100  # images that are read before another process has started

@@ -12,7 +12,7 @@ import yaml
 from pipeline import datasets
 from pipeline.schema import Params, Profile, build
 from refinenet.config import RESNETS
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 NOT_PRINTED = "–"

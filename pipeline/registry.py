@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.published import published
-from refinenet.files import UserError, whole_folder
+from refinenet.atomic import whole_folder
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -21,7 +21,8 @@ from pipeline.figures import Curve, Level
 from pipeline.files import dvc_md5
 from pipeline.published import NOT_PRINTED, PROTOCOLS, Source, Table, caveat, published, slug
 from pipeline.scores import Scores
-from refinenet.files import UserError, whole_file
+from refinenet.atomic import whole_file
+from refinenet.errors import UserError
 
 REPORT = Path("results", "report.html")
 

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
 from refinenet.config import SMALLEST_TILE, Average, Cascade, Config, Precision, Protocol, Recipe
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 FURTHER = Path("metrics", "seeds")
 

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import datasets
 from pipeline.published import published
 from pipeline.server_scores import Answer, check, percent
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 MEAN = "mean IoU"
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.published import published
-from refinenet.files import UserError, whole_file
+from refinenet.atomic import whole_file
+from refinenet.errors import UserError
 
 FOLDER = Path("metrics", "servers")
 SERVED = ("voc", "cityscapes")  # the tables of which the paper's numbers are a test server's

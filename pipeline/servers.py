@@ -28,7 +28,7 @@ from pipeline.datasets import cityscapes, decode, voc
 from pipeline.members import Archive
 from pipeline.rendered.encode import write_tar, write_zip
 from refinenet.data import Array, Split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 # VOC's two: comp5 may have seen nothing but VOC's own training and validation data, so no ImageNet, SBD or COCO.
 COMPETITIONS = {"comp5": "trained on VOC's own data only", "comp6": "trained on other data, too"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.files import dvc_md5
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

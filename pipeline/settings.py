@@ -38,8 +38,9 @@ from pipeline.schema import (
     build,
 )
 from pipeline.scores import FURTHER
+from refinenet.atomic import whole_file
 from refinenet.config import Config
-from refinenet.files import UserError, whole_file
+from refinenet.errors import UserError
 
 SETTINGS = Path("settings.json")
 

@@ -12,7 +12,7 @@ from pipeline.foreign import RGB, Backbone, Model, read, state_dict
 from pipeline.schema import Package, Source
 from refinenet.backbones import build_backbone
 from refinenet.config import RESNETS, Config
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.network import load_tensors
 
 if TYPE_CHECKING:

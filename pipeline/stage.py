@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from refinenet.files import UserError, birth
+from refinenet.atomic import birth
+from refinenet.errors import UserError
 
 # What a path may answer that the user can put right: rights, a file where a folder belongs or the reverse, a full disk.
 _OF_THE_DISK = (

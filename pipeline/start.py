@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

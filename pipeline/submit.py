@@ -27,9 +27,10 @@ from pipeline.published import published
 from pipeline.servers import COMPETITIONS, SERVERS, Server
 from pipeline.stage import report
 from pipeline.trained import Trained
+from refinenet.atomic import sync, whole_file
 from refinenet.config import Protocol
 from refinenet.data import Sample, Split
-from refinenet.files import UserError, sync, whole_file
+from refinenet.errors import UserError
 
 _EXAMPLES = """\
 examples:

@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from pipeline.published import NOT_PRINTED, PROTOCOLS, Source, Table, slug
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 PARTS = ("paper", "run", "difference", "low", "high", "spread")
 BEHIND = (

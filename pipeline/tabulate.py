@@ -21,7 +21,8 @@ from pathlib import Path
 from pipeline import latex, stage, tables
 from pipeline.beside import Cell, Line, lines
 from pipeline.published import NOT_PRINTED, PROTOCOLS, Table, caveat, published, slug, table
-from refinenet.files import UserError, whole_file
+from refinenet.atomic import whole_file
+from refinenet.errors import UserError
 
 START, END = "<!-- tables:start -->", "<!-- tables:end -->"
 

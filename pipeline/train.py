@@ -25,8 +25,9 @@ from pipeline.machine import device_load
 from pipeline.schema import Phase, Source, Train
 from pipeline.stage import Terminated, main, terminated
 from pipeline.tracking import track
+from refinenet.atomic import whole_file
 from refinenet.data import Split
-from refinenet.files import UserError, whole_file
+from refinenet.errors import UserError
 from refinenet.joined import Joined
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.schema import Evaluate
 from refinenet.config import Protocol, Resizing
 from refinenet.data import Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

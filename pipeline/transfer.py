@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import accounts, copies, progress
 from pipeline.copies import CopyError, Known, StoppedError
-from refinenet.files import sync
+from refinenet.atomic import sync
 
 if TYPE_CHECKING:
     from pipeline.archives import Room

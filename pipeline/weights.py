@@ -21,7 +21,8 @@ import numpy as np
 
 from pipeline import settings
 from pipeline.stage import main, report
-from refinenet.files import UserError, whole_file
+from refinenet.atomic import whole_file
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Self
 
 from pipeline.datasets import Reader
 from refinenet.data import Array, Facts, Layout, Schema, SplitWriter, examine, fill
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 DEAL = 4  # images at once: one by one, it takes a tenth of the time to tell of them
 LARGE = 1 << 20  # pixels of a mean image, above which they are dealt one by one

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refinenet.config import RESNETS, Config, Stride
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 
 class FrozenBatchNorm(nn.Module):

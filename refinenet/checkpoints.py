@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refinenet.files import whole_file
+from refinenet.atomic import whole_file
 
 _DIGEST = 32  # bytes
 _BLOCK = 1 << 20

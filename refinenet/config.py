@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 PoolOrder = Literal["pool-conv", "conv-pool"]
 Upsample = Literal["bilinear", "bilinear-aligned", "bicubic"]

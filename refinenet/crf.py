@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refinenet.data import Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 _LEAST = 1e-5  # of a probability, before its logarithm, as in pydensecrf's own unary_from_softmax
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from refinenet.config import clamp_short_edge
 from refinenet.data import Array, Integers, Sample
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 # An epoch of the authors: at least and at most so many images, and of each class (gen_net_opts_model_type1.m).
 EPOCH = (1000, 2000)

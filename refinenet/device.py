@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 # Open for as long as the process lives: with the file its lock goes, however the process ends.
 _held: dict[str, int] = {}

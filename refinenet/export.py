@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from refinenet.atomic import whole_file
 from refinenet.backbones import TimmBackbone
 from refinenet.blocks import RefineNetBlock
+from refinenet.errors import UserError
 from refinenet.fast import fold
-from refinenet.files import UserError, whole_file
 from refinenet.network import RefineNet
 
 # Most that a file's logits may be off, relative to the largest.

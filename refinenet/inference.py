@@ -20,7 +20,7 @@ from refinenet.blocks import imresize, resize
 from refinenet.config import SMALLEST_TILE, Average, Precision, Protocol, Resizing
 from refinenet.crf import DenseCRF
 from refinenet.data import Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.tiles import Span, imresize_window, tiled
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from itertools import accumulate
 import numpy as np
 
 from refinenet.data import Array, Integers, Sample, Split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 
 class Joined:

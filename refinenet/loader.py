@@ -19,7 +19,7 @@ import torch
 from refinenet.augment import Batch, Packing
 from refinenet.crops import Crops
 from refinenet.distributed import Processes
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 
 class Loader(Iterator[Batch]):

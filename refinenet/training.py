@@ -21,7 +21,7 @@ from refinenet.augment import Batch, assemble
 from refinenet.config import Recipe
 from refinenet.crops import Crops, Samples
 from refinenet.distributed import Processes
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.loader import Loader
 from refinenet.network import RefineNet
 from refinenet.step import make_optimiser, prepared, rate, summed

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import datasets
 from refinenet.data import Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 CLASSES = ("a", "b", "c", "d")
 

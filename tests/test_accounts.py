@@ -12,7 +12,7 @@ from http_server import DATA, MD5, Handler, Server, serve
 
 from pipeline import accounts, archives, download, transfer
 from pipeline.schema import Source
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 SECRET = "s3cret&+ word"
 

@@ -17,7 +17,7 @@ from http_server import DATA, MD5, SHA256, Answer, Handler, Server, serve
 from pipeline import archives, transfer
 from pipeline.copies import StoppedError
 from pipeline.schema import Source
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 
 @pytest.fixture

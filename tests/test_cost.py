@@ -11,7 +11,7 @@ import torch
 from pipeline import cost, settings
 from refinenet import RefineNet
 from refinenet.config import Recipe
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.memory import activation_bytes
 from refinenet.step import loss_of
 

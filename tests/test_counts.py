@@ -12,7 +12,7 @@ from made_up_reader import Reader
 
 from pipeline import prepare
 from refinenet.data import Schema, Split, write_split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 SCHEMA = Schema("made", "train", ("a", "b", "c", "d"), tuple((i, i, i) for i in range(4)))
 

@@ -11,7 +11,7 @@ import pytest
 from refinenet.config import Protocol, Resizing
 from refinenet.crf import DenseCRF
 from refinenet.data import Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 Floats = npt.NDArray[np.float64]
 

@@ -27,7 +27,7 @@ from pipeline import datasets, scratch
 from pipeline.datasets import coco, nyud
 from pipeline.rendered import render
 from pipeline.schema import Rendered
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 Array = npt.NDArray[Any]
 CLASS_COUNTS = {"voc": 21, "context": 60, "person": 7, "nyud": 40, "sunrgbd": 37, "cityscapes": 19, "ade20k": 150}

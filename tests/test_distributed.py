@@ -15,7 +15,7 @@ from toy_training import RECIPE, model, write
 from refinenet.config import Recipe
 from refinenet.device import pick
 from refinenet.distributed import Processes
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.training import train
 
 TESTS = Path(__file__).resolve().parent

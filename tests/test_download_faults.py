@@ -19,7 +19,7 @@ from http_server import Handler, Server, serve
 
 from pipeline import archives, transfer
 from pipeline.schema import Source
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = 200

@@ -17,7 +17,7 @@ from pipeline.tracking import Run
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
 from refinenet.data import Schema, Split, write_split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.inference import predict
 from refinenet.network import load, save
 

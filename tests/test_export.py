@@ -15,7 +15,7 @@ import torch
 
 from pipeline.export import main
 from refinenet import RefineNet, export, load
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.network import save
 
 torch.set_num_threads(1)

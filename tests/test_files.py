@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.files import NOT_VERSIONED, dvc_md5
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -25,7 +25,7 @@ from refinenet import RefineNet
 from refinenet.backbones import ResNet, build_backbone
 from refinenet.config import Config
 from refinenet.data import Schema, write_split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.network import load
 
 IMAGES = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0)).float()

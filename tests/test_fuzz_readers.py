@@ -30,7 +30,7 @@ from tiny_archives import cell, gtcls, jpeg, png
 from pipeline import datasets, members
 from pipeline.datasets import coco, decode, person
 from pipeline.members import Archive
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 EXAMPLES = int(os.environ.get("FUZZ", "100"))
 # Bounded time: an example that takes two seconds has failed.

@@ -17,8 +17,8 @@ from refinenet import RefineNet, inference
 from refinenet.blocks import imresize
 from refinenet.config import Protocol, Resizing
 from refinenet.data import Array
+from refinenet.errors import UserError
 from refinenet.fast import FastRefineNet
-from refinenet.files import UserError
 from refinenet.inference import predict, predict_many, prepared
 from refinenet.tiles import GRID, STRIDE, cut, imresize_window, tiled
 

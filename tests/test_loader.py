@@ -23,7 +23,7 @@ from refinenet.augment import Batch, Packing, assemble
 from refinenet.blocks import imresize
 from refinenet.crops import Crops, Epochs, Window, nth
 from refinenet.data import Array, Sample, Schema, Split, write_split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.loader import Loader
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from refinenet import RefineNet, load
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.network import save
 
 torch.set_num_threads(1)

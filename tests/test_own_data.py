@@ -33,7 +33,7 @@ from pipeline import pack, schema, settings, tabulate
 from pipeline.datasets import folder
 from pipeline.schema import Folder
 from refinenet.data import Array, Schema, Split, write_split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 ABOUT = Folder("photos", "masks", ("soil", "leaf", "stem"))

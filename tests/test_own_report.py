@@ -18,7 +18,7 @@ from test_report import Page
 
 from pipeline import own_report
 from pipeline.files import dvc_md5
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

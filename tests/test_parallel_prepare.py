@@ -20,8 +20,9 @@ import pytest
 from made_up_reader import Reader
 
 from pipeline import datasets, graph, prepare, workers
+from refinenet.atomic import alive
 from refinenet.data import Schema, Split, write_split
-from refinenet.files import UserError, alive
+from refinenet.errors import UserError
 
 TESTS = Path(__file__).resolve().parent
 SCHEMA = Schema("made", "train", made_up_reader.CLASSES, tuple((i, i, i) for i in range(4)))

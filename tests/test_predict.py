@@ -18,7 +18,7 @@ from pipeline.predict import Found, Labeller, find, main, names
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
 from refinenet.data import Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.network import save
 
 torch.set_num_threads(1)

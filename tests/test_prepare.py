@@ -28,7 +28,7 @@ from tiny_archives import Files, cell, gtcls, jpeg, mat, png
 from pipeline import datasets, members, prepare
 from pipeline.datasets import ade20k, nyud
 from refinenet.data import Schema, Split, write_split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 VOC, SBD = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"
 V, S, ADE, BOX = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset", "ADEChallengeData2016", "SUNRGBDtoolbox"

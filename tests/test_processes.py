@@ -21,7 +21,7 @@ from pipeline.graph import Stage
 from pipeline.stage import AGAIN
 from refinenet import device
 from refinenet.config import Recipe
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "person-res50"

@@ -28,7 +28,7 @@ from pycocotools import mask
 
 from pipeline.rendered import cityscapes, deflate, nyud, pascal, polygons, render
 from pipeline.schema import Rendered
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 SMALL = Rendered(train=9, val=6)
 SETTINGS = {**dict.fromkeys(("voc", "context", "person", "nyud", "sunrgbd", "cityscapes"), SMALL), "ade20k": Rendered()}

@@ -24,7 +24,7 @@ from pipeline import page as page_of_both
 from pipeline.files import dvc_md5
 from pipeline.published import published, slug
 from refinenet.data import Schema, Split, write_split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 VOID_ELEMENTS = {"meta", "img", "br"}

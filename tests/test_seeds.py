@@ -12,7 +12,7 @@ import small_project
 import yaml
 
 from pipeline import settings
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 ROOT = small_project.ROOT
 NAME = "voc-res101-seed1"

@@ -31,7 +31,7 @@ from pipeline.files import dvc_md5
 from pipeline.mlflow_database import find, main
 from pipeline.mlflow_run import Record
 from pipeline.tracking import track
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

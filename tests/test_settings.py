@@ -13,7 +13,7 @@ import yaml
 from pipeline import datasets, settings
 from refinenet import RefineNet
 from refinenet.config import Cascade
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

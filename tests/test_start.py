@@ -16,7 +16,7 @@ from refinenet import RefineNet
 from refinenet.augment import assemble
 from refinenet.config import Initial
 from refinenet.data import Split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.network import save
 from refinenet.training import crops_of
 

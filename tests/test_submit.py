@@ -38,7 +38,7 @@ from pipeline.trained import Trained
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
 from refinenet.data import Array, Schema, Split, write_split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.inference import predict
 from refinenet.metrics import confusion, scores
 from refinenet.network import load, save

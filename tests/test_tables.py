@@ -21,7 +21,7 @@ from fake_run import all_experiments, scores, write_metrics
 
 from pipeline import latex, settings, tabulate
 from pipeline.published import PUBLISHED, published
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PRINTED = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ import pytest
 from pipeline import tracking
 from pipeline.files import dvc_md5
 from pipeline.tracking import Run, track
-from refinenet.files import alive, birth
+from refinenet.atomic import alive, birth
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

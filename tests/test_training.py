@@ -18,7 +18,7 @@ from refinenet.augment import assemble
 from refinenet.config import Recipe
 from refinenet.crops import Crops
 from refinenet.data import Split
-from refinenet.files import UserError
+from refinenet.errors import UserError
 from refinenet.joined import Joined
 from refinenet.loader import Loader
 from refinenet.memory import activation_bytes

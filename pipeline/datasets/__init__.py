@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self, cast
 from pipeline.members import Archive
 from pipeline.scratch import Scratch
 from refinenet.data import RGB, Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 NAMES = ("voc", "context", "person", "nyud", "sunrgbd", "cityscapes", "ade20k", "coco")
 

@@ -32,7 +32,7 @@ from pipeline.datasets import decode, json_items
 from pipeline.members import printable
 from pipeline.scratch import Scratch
 from refinenet.data import IGNORE_INDEX, Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 TITLE = "MS COCO, VOC's classes"
 CLASSES = datasets.VOC_CLASSES

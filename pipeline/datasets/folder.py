@@ -23,7 +23,7 @@ import numpy as np
 from pipeline import datasets
 from pipeline.datasets import decode
 from refinenet.data import IGNORE_INDEX, RGB, Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.schema import Folder

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.members import printable
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 
 class File:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.members import printable
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 _ITEM_LIMIT = 1 << 24  # characters
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 LIMIT = 1 << 27  # bytes of all variables, unpacked; an official label has less than a million
 DEPTH = 32  # arrays in arrays; the deepest official file, Annotations_Part, has 5

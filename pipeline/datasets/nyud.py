@@ -24,7 +24,7 @@ from pipeline import datasets
 from pipeline.datasets import decode, hdf5
 from pipeline.members import printable
 from refinenet.data import IGNORE_INDEX, Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 TITLE = "NYUDv2"
 CLASSES = (

@@ -27,7 +27,7 @@ from pipeline import datasets
 from pipeline.datasets import decode
 from pipeline.members import printable
 from refinenet.data import Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 TITLE = "PASCAL Person-Part"
 CLASSES = ("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs")

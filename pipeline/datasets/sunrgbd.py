@@ -23,7 +23,7 @@ from pipeline import datasets
 from pipeline.datasets import decode, hdf5
 from pipeline.members import printable
 from refinenet.data import IGNORE_INDEX, Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 TITLE = "SUN RGB-D"
 CLASSES = (

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pipeline import datasets
 from pipeline.datasets import decode
 from refinenet.data import Array
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 TITLE = "PASCAL VOC 2012"
 CLASSES = datasets.VOC_CLASSES

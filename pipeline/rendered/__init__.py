@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pipeline.schema import Rendered
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 _WRITERS = {
     "voc": "pascal.render_voc",

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.datasets import colour_map
 from pipeline.rendered.deflate import gzip_file, zlib_stream
-from refinenet.files import whole_file
+from refinenet.atomic import whole_file
 
 Member = tuple[str, bytes]  # path inside an archive, content
 

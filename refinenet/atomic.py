@@ -9,10 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class UserError(Exception):
-    """Something the user can put right. Its text is one line: the file, what was found, what was expected."""
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
