@@ -36,7 +36,7 @@ from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.data import Array, Split
 from refinenet.device import choose_device, reproducible
 from refinenet.errors import UserError
-from refinenet.network import RefineNet, load, save
+from refinenet.model.network import RefineNet, load, save
 
 BACKBONE = "timm:tf_efficientnet_lite0"
 SHOWN = 12  # validation images on a sheet

@@ -41,10 +41,10 @@ from pipeline import datasets, rendered
 from pipeline.members import Archive
 from pipeline.schema import Rendered
 from refinenet.augment import Packing
-from refinenet.blocks import imresize
 from refinenet.crops import Crops, Window
 from refinenet.data import Schema, Split, write_split
 from refinenet.loader import Loader
+from refinenet.model.blocks import imresize
 
 SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 CROP, INPUT_SCALE = 400, 1.2

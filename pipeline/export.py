@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from refinenet import export
-    from refinenet.network import load
+    from refinenet.model.network import load
 
     model, about = load(options.model)
     kinds: Mapping[str, Callable[..., float]] = {".onnx": export.to_onnx, ".pt2": export.save_pt2}

@@ -43,10 +43,10 @@ from torch import Tensor
 from pipeline import datasets, matconvnet, matlab
 from pipeline.archives import digest
 from refinenet.atomic import whole_file
-from refinenet.backbones import ResNet
 from refinenet.config import RESNETS, Stride
 from refinenet.errors import UserError
-from refinenet.network import RefineNet, load_tensors, save
+from refinenet.model.backbones import ResNet
+from refinenet.model.network import RefineNet, load_tensors, save
 
 RGB = tuple[float, float, float]
 
@@ -99,7 +99,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Model:
-    """A finished RefineNet and what `refinenet.network.save` is told about it. `what`: in words."""
+    """A finished RefineNet and what `refinenet.model.network.save` is told about it. `what`: in words."""
 
     network: RefineNet
     about: Mapping[str, Any]
@@ -112,7 +112,7 @@ class Model:
         return Path("models", f"{self.about['dataset']}-res{depth}.safetensors")
 
     def save(self, path: Path) -> None:
-        """Write what `refinenet.network.load` reads."""
+        """Write what `refinenet.model.network.load` reads."""
         save(self.network, path, self.about)
 
 

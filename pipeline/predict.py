@@ -134,7 +134,7 @@ class Labeller:
 
     def __init__(self, path: Path, device: torch.device, protocol: Protocol, limits: Sequence[int] | None) -> None:
         from refinenet.fast import FastRefineNet
-        from refinenet.network import load
+        from refinenet.model.network import load
 
         model, about = load(path, device)
         self.model = FastRefineNet(model)

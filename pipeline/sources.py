@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from pipeline.archives import digest, fetch
 from pipeline.foreign import RGB, Backbone, Model, read, state_dict
 from pipeline.schema import Package, Source
-from refinenet.backbones import build_backbone
 from refinenet.config import RESNETS, Config
 from refinenet.errors import UserError
-from refinenet.network import load_tensors
+from refinenet.model.backbones import build_backbone
+from refinenet.model.network import load_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

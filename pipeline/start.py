@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from refinenet.config import Recipe
     from refinenet.crops import Samples
-    from refinenet.network import RefineNet
+    from refinenet.model.network import RefineNet
 
 
 def begin(start: Path, network: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
@@ -31,7 +31,7 @@ def begin(start: Path, network: RefineNet, images: Samples, recipe: Recipe, seed
         network.load_backbone(tensors, str(start))
         initialise(network, images, recipe, seed)
         return
-    from refinenet.network import load_tensors
+    from refinenet.model.network import load_tensors
 
     trained = json.loads(metadata["refinenet"])["config"]
     wanted = json.loads(json.dumps(asdict(network.config)))  # lists for tuples, as in the file

@@ -60,7 +60,7 @@ def run(name: str) -> None:
     from refinenet import training
     from refinenet.device import choose_device, reproducible
     from refinenet.distributed import processes
-    from refinenet.network import RefineNet, save
+    from refinenet.model.network import RefineNet, save
     from refinenet.step import step_bytes
 
     device = choose_device(choice.device)
@@ -146,7 +146,7 @@ def bring_in(name: str, choice: Train, source: Source) -> None:
     import torch
 
     from pipeline import foreign, sources
-    from refinenet.network import save
+    from refinenet.model.network import save
 
     with sources.brought(source, Path("data/archives/models")) as file:
         found = foreign.read(file, choice.data)

@@ -32,7 +32,7 @@ class Trained:
 
         from refinenet.device import choose_device, reproducible
         from refinenet.inference import prepared
-        from refinenet.network import load
+        from refinenet.model.network import load
 
         self.device = choose_device(choice.device)
         reproducible(choice.seed, choice.threads)

@@ -37,8 +37,8 @@ def seeded(backbone: str, stem: int, seed: int) -> dict[str, Tensor]:
     """
     import torch
 
-    from refinenet.backbones import ResNet
     from refinenet.config import RESNETS
+    from refinenet.model.backbones import ResNet
 
     rng = np.random.Generator(np.random.PCG64([seed, stem, RESNETS[backbone][2]]))
     tensors = {}
@@ -73,8 +73,8 @@ def run(name: str) -> None:
         raise UserError(f"weights.{name}: a seeded start is a ResNet's, expected {{package: ...}}")
     from safetensors.torch import save_file
 
-    from refinenet.backbones import build_backbone
-    from refinenet.network import load_tensors
+    from refinenet.model.backbones import build_backbone
+    from refinenet.model.network import load_tensors
 
     backbone = build_backbone(config)
     load_tensors(backbone, seeded(choice.backbone, choice.stem, choice.seed), "seeded start")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refinenet.network import RefineNet as RefineNet
-    from refinenet.network import load as load
+    from refinenet.model.network import RefineNet as RefineNet
+    from refinenet.model.network import load as load
 
 __all__ = ["RefineNet", "load"]
 
@@ -17,6 +17,6 @@ __all__ = ["RefineNet", "load"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'refinenet' has no attribute {name!r}")
-    from refinenet import network
+    from refinenet.model import network
 
     return getattr(network, name)

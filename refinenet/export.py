@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from refinenet.atomic import whole_file
-from refinenet.backbones import TimmBackbone
-from refinenet.blocks import RefineNetBlock
 from refinenet.errors import UserError
 from refinenet.fast import fold
-from refinenet.network import RefineNet
+from refinenet.model.backbones import TimmBackbone
+from refinenet.model.blocks import RefineNetBlock
+from refinenet.model.network import RefineNet
 
 # Most that a file's logits may be off, relative to the largest.
 TOLERANCE = 1e-4

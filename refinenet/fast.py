@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from refinenet.backbones import Bottleneck, FrozenBatchNorm, ResNet, TimmBackbone
-from refinenet.blocks import ResidualConvUnit
-from refinenet.network import RefineNet
+from refinenet.model.backbones import Bottleneck, FrozenBatchNorm, ResNet, TimmBackbone
+from refinenet.model.blocks import ResidualConvUnit
+from refinenet.model.network import RefineNet
 
 # Points at which the polynomials of a tile are multiplied; infinity is one more. With these the rounding is least.
 _POINTS: Mapping[int, tuple[str, ...]] = {

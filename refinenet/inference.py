@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refinenet.blocks import imresize, resize
 from refinenet.config import SMALLEST_TILE, Average, Precision, Protocol, Resizing
 from refinenet.crf import DenseCRF
 from refinenet.data import Array
 from refinenet.errors import UserError
+from refinenet.model.blocks import imresize, resize
 from refinenet.tiles import Span, imresize_window, tiled
 
 if TYPE_CHECKING:
-    from refinenet.network import RefineNet
+    from refinenet.model.network import RefineNet
 
 View = tuple[float, bool]  # scale, mirrored
 Size = tuple[int, int]  # height, width in pixels

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
 
-from refinenet.backbones import Bottleneck
-from refinenet.blocks import ChainedResidualPooling, MultiResolutionFusion, ResidualConvUnit
-from refinenet.network import RefineNet
+from refinenet.model.backbones import Bottleneck
+from refinenet.model.blocks import ChainedResidualPooling, MultiResolutionFusion, ResidualConvUnit
+from refinenet.model.network import RefineNet
 
 # What keeps its inputs only. Small parts: a part's insides are all held at once when its gradient is computed.
 _PARTS = (Bottleneck, ResidualConvUnit, MultiResolutionFusion, ChainedResidualPooling)

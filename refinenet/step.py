@@ -15,7 +15,7 @@ from refinenet.config import Recipe
 from refinenet.data import IGNORE_INDEX
 from refinenet.distributed import Processes
 from refinenet.memory import activation_bytes, recomputed
-from refinenet.network import RefineNet
+from refinenet.model.network import RefineNet
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:

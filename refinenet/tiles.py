@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from refinenet.blocks import keys_taps
+from refinenet.model.blocks import keys_taps
 
 Span = tuple[int, int]  # first and one past the last pixel of a row or column of the scaled image
 

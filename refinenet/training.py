@@ -23,7 +23,7 @@ from refinenet.crops import Crops, Samples
 from refinenet.distributed import Processes
 from refinenet.errors import UserError
 from refinenet.loader import Loader
-from refinenet.network import RefineNet
+from refinenet.model.network import RefineNet
 from refinenet.step import make_optimiser, prepared, rate, summed
 
 

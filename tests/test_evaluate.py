@@ -19,7 +19,7 @@ from refinenet.config import Protocol, Resizing
 from refinenet.data import Schema, Split, write_split
 from refinenet.errors import UserError
 from refinenet.inference import predict
-from refinenet.network import load, save
+from refinenet.model.network import load, save
 
 torch.set_num_threads(1)
 

@@ -16,7 +16,7 @@ import torch
 from pipeline.export import main
 from refinenet import RefineNet, export, load
 from refinenet.errors import UserError
-from refinenet.network import save
+from refinenet.model.network import save
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,11 +22,11 @@ from pipeline import datasets, foreign, settings, sources, train, weights
 from pipeline.schema import Package, Source
 from pipeline.start import check_fit
 from refinenet import RefineNet
-from refinenet.backbones import ResNet, build_backbone
 from refinenet.config import Config
 from refinenet.data import Schema, write_split
 from refinenet.errors import UserError
-from refinenet.network import load
+from refinenet.model.backbones import ResNet, build_backbone
+from refinenet.model.network import load
 
 IMAGES = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0)).float()
 RELEASED = {"voc": 22, "cityscapes": 20, "nyud": 41, "sunrgbd": 38, "ade20k": 151, "person": 7, "context": 60}

@@ -122,7 +122,7 @@ print(*[name for name in finder.modules if name.split(".")[0] in ("pipeline", "r
     lazy = {"prepare": ["pipeline.datasets.folder"], "table-voc": ["pipeline.own_table"]}
     lazy["pretrain"] = lazy["train"] = ["pipeline.sources", "pipeline.foreign"]
     for name in ("prepare", "prepare-own", "table-voc", "table-own"):
-        lazy.setdefault(name, []).append("refinenet.network")
+        lazy.setdefault(name, []).append("refinenet.model.network")
     files = {
         "pretrain": "train",
         "train": "train",

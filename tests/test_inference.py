@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from refinenet import RefineNet, inference
-from refinenet.blocks import imresize
 from refinenet.config import Protocol, Resizing
 from refinenet.data import Array
 from refinenet.errors import UserError
 from refinenet.fast import FastRefineNet
 from refinenet.inference import predict, predict_many, prepared
+from refinenet.model.blocks import imresize
 from refinenet.tiles import GRID, STRIDE, cut, imresize_window, tiled
 
 torch.set_num_threads(1)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from refinenet import RefineNet
-from refinenet.blocks import ChainedResidualPooling, MultiResolutionFusion, ResidualConvUnit
 from refinenet.config import CASCADES, Cascade, Upsample
+from refinenet.model.blocks import ChainedResidualPooling, MultiResolutionFusion, ResidualConvUnit
 
 torch.set_num_threads(1)
 

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from refinenet import crops as crops_module
 from refinenet.augment import Batch, Packing, assemble
-from refinenet.blocks import imresize
 from refinenet.crops import Crops, Epochs, Window, nth
 from refinenet.data import Array, Sample, Schema, Split, write_split
 from refinenet.errors import UserError
 from refinenet.loader import Loader
+from refinenet.model.blocks import imresize
 
 CPU = torch.device("cpu")
 SCALES = (0.7, 1.0, 1.3)

@@ -284,7 +284,7 @@ def test_evaluate_before_train(trainable: Path) -> None:
 
 
 def test_evaluate_a_model_that_was_cut_short(trainable: Path) -> None:
-    from refinenet.network import RefineNet, save
+    from refinenet.model.network import RefineNet, save
 
     model = Path("models") / f"{EXPERIMENT}.safetensors"
     save(RefineNet(7, backbone=BACKBONE, stem=3, width=8), model, {"classes": ["a"] * 7, "dataset": DATA})

@@ -14,7 +14,7 @@ from torch import nn
 
 from refinenet import RefineNet, load
 from refinenet.errors import UserError
-from refinenet.network import save
+from refinenet.model.network import save
 
 torch.set_num_threads(1)
 
@@ -25,7 +25,7 @@ def thin(**more: Any) -> RefineNet:
 
 
 def test_frozen_norm_is_batch_norm_in_eval_mode() -> None:
-    from refinenet.backbones import FrozenBatchNorm, conv_norm
+    from refinenet.model.backbones import FrozenBatchNorm, conv_norm
 
     conv = nn.Conv2d(3, 5, 3, bias=False).double()
     reference = nn.BatchNorm2d(5).double().eval()
@@ -46,8 +46,8 @@ def test_backbone_is_torchvisions() -> None:
     from torchvision.models import resnet50
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    from refinenet.backbones import ResNet
-    from refinenet.network import load_tensors
+    from refinenet.model.backbones import ResNet
+    from refinenet.model.network import load_tensors
 
     theirs = resnet50(weights=None).double().eval()
     ours = ResNet("resnet50").double().eval()

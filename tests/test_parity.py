@@ -15,8 +15,8 @@ from reference import Value, Weights
 from torch import Tensor, nn
 
 from refinenet import RefineNet
-from refinenet.blocks import ChainedResidualPooling, MultiResolutionFusion, RefineNetBlock, ResidualConvUnit
 from refinenet.config import CASCADES, Cascade, PoolOrder, Upsample
+from refinenet.model.blocks import ChainedResidualPooling, MultiResolutionFusion, RefineNetBlock, ResidualConvUnit
 
 torch.set_num_threads(1)
 

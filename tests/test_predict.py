@@ -19,7 +19,7 @@ from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
 from refinenet.data import Array
 from refinenet.errors import UserError
-from refinenet.network import save
+from refinenet.model.network import save
 
 torch.set_num_threads(1)
 

@@ -17,7 +17,7 @@ from refinenet.augment import assemble
 from refinenet.config import Initial
 from refinenet.data import Split
 from refinenet.errors import UserError
-from refinenet.network import save
+from refinenet.model.network import save
 from refinenet.training import crops_of
 
 RECIPE = toy_training.RECIPE

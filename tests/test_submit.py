@@ -41,7 +41,7 @@ from refinenet.data import Array, Schema, Split, write_split
 from refinenet.errors import UserError
 from refinenet.inference import predict
 from refinenet.metrics import confusion, scores
-from refinenet.network import load, save
+from refinenet.model.network import load, save
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline import sources
 from refinenet import RefineNet
-from refinenet.backbones import TimmBackbone
+from refinenet.model.backbones import TimmBackbone
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,7 @@ def network(path: Path, seed: int) -> None:
     """Weights as `train` writes them, of a thin untrained network that finds several classes in noise."""
     import torch
 
-    from refinenet.network import RefineNet, save
+    from refinenet.model.network import RefineNet, save
 
     torch.manual_seed(seed)
     model = RefineNet(5, backbone="resnet50", stem=2, width=4, coarse_width=8)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refinenet.atomic import whole_file
-from refinenet.backbones import build_backbone
-from refinenet.blocks import RefineNetBlock, conv3x3, imresize
 from refinenet.config import Config, Initial
 from refinenet.errors import UserError
+from refinenet.model.backbones import build_backbone
+from refinenet.model.blocks import RefineNetBlock, conv3x3, imresize
 
 # "Dropout on the taps with more channels than this": stages 3 and 4 of a ResNet (add_init_net_dropout).
 _DROPOUT_ABOVE = 512
