@@ -33,7 +33,7 @@ from pipeline.pictures import colour
 from refinenet import inference, metrics, training
 from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Recipe, Resizing
-from refinenet.data import Array, Split
+from refinenet.data.split import Array, Split
 from refinenet.device import choose_device, reproducible
 from refinenet.errors import UserError
 from refinenet.model.network import RefineNet, load, save

@@ -40,10 +40,11 @@ from torchvision.transforms.v2 import functional as tv
 from pipeline import datasets, rendered
 from pipeline.members import Archive
 from pipeline.schema import Rendered
-from refinenet.augment import Packing
-from refinenet.crops import Crops, Window
-from refinenet.data import Schema, Split, write_split
-from refinenet.loader import Loader
+from refinenet.data.augment import Packing
+from refinenet.data.crops import Crops, Window
+from refinenet.data.loader import Loader
+from refinenet.data.split import Schema, Split
+from refinenet.data.writer import write_split
 from refinenet.model.blocks import imresize
 
 SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)

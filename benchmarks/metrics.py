@@ -23,7 +23,7 @@ from inference import processor
 from torch import Tensor
 from torch.nn import functional as F
 
-from refinenet.data import Array, Split
+from refinenet.data.split import Array, Split
 from refinenet.metrics import Confusion, Counts, bootstrap, confusion, confusion_on_device
 
 Maps = dict[str, tuple[Array, Array]]

@@ -43,7 +43,8 @@ from pipeline.members import Archive
 from pipeline.prepare import write
 from pipeline.schema import Rendered
 from pipeline.workers import Workers
-from refinenet.data import Schema, write_split
+from refinenet.data.split import Schema
+from refinenet.data.writer import write_split
 
 DRAWN = {name: Rendered(train=20, val=4, height=375, width=500) for name in datasets.NAMES}
 DRAWN["cityscapes"] = Rendered(train=4, val=1, height=1024, width=2048)

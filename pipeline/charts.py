@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from pipeline.pictures import ROLES, Picture
-from refinenet.data import Array
+from refinenet.data.split import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

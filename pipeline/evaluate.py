@@ -24,7 +24,7 @@ from pipeline.stage import main
 from pipeline.tracking import track
 from pipeline.trained import Trained
 from refinenet.atomic import whole_file, whole_folder
-from refinenet.data import RGB, Array, Integers, Sample, Split
+from refinenet.data.split import RGB, Array, Integers, Sample, Split
 from refinenet.errors import UserError
 from refinenet.metrics import Confusion, Counts, Rule, alternatives, bootstrap, most_frequent, scores
 

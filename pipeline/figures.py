@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline import charts, pictures
 from pipeline.pictures import GAP, VOID_COLOUR, Picture
-from refinenet.data import RGB, Array, Integers
+from refinenet.data.split import RGB, Array, Integers
 from refinenet.errors import UserError
 
 MISTAKES = 5  # that are named

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import pictures
-from refinenet.data import Array, Split
+from refinenet.data.split import Array, Split
 from refinenet.errors import UserError
 
 PARTS = {"train": "training", "val": "evaluation", "test": "test"}

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import chain, charts, figures, overview
 from pipeline.figures import Curve, Level
 from pipeline.published import PROTOCOLS
-from refinenet.data import Schema
+from refinenet.data.split import Schema
 from refinenet.errors import UserError
 
 # A page is kept in git, where a file may have 1 MB: the first level that fits is taken.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-from refinenet.data import Array
+from refinenet.data.split import Array
 
 
 def as_seen(picture: Image.Image) -> Array:

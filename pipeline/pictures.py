@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from refinenet.data import RGB, Array
+from refinenet.data.split import RGB, Array
 
 VOID_COLOUR = (224, 224, 192)  # as the VOC devkit draws it
 

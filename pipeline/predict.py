@@ -27,7 +27,7 @@ from pipeline.pictures import indexed, overlay
 from pipeline.stage import report
 from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Resizing
-from refinenet.data import IGNORE_INDEX, RGB, Array
+from refinenet.data.split import IGNORE_INDEX, RGB, Array
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from pipeline.datasets import Dataset, Reader
 from pipeline.stage import main
 from pipeline.workers import Workers, cores, measured
 from refinenet.atomic import whole_folder
-from refinenet.data import Schema, SplitWriter, write_split
+from refinenet.data.split import Schema
+from refinenet.data.writer import SplitWriter, write_split
 from refinenet.errors import UserError
 
 DATA = Path("data")

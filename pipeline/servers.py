@@ -27,7 +27,7 @@ from pipeline import datasets, progress
 from pipeline.datasets import cityscapes, decode, voc
 from pipeline.members import Archive
 from pipeline.rendered.encode import write_tar, write_zip
-from refinenet.data import Array, Split
+from refinenet.data.split import Array, Split
 from refinenet.errors import UserError
 
 # VOC's two: comp5 may have seen nothing but VOC's own training and validation data, so no ImageNet, SBD or COCO.

@@ -20,7 +20,7 @@ from refinenet.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from refinenet.data import Array
+    from refinenet.data.split import Array
 
 
 class Served:

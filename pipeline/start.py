@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from refinenet.config import Recipe
-    from refinenet.crops import Samples
+    from refinenet.data.crops import Samples
     from refinenet.model.network import RefineNet
 
 

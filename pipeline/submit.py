@@ -29,7 +29,7 @@ from pipeline.stage import report
 from pipeline.trained import Trained
 from refinenet.atomic import sync, whole_file
 from refinenet.config import Protocol
-from refinenet.data import Sample, Split
+from refinenet.data.split import Sample, Split
 from refinenet.errors import UserError
 
 _EXAMPLES = """\

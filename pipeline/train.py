@@ -26,9 +26,9 @@ from pipeline.schema import Phase, Source, Train
 from pipeline.stage import Terminated, main, terminated
 from pipeline.tracking import track
 from refinenet.atomic import whole_file
-from refinenet.data import Split
+from refinenet.data.concat import Joined
+from refinenet.data.split import Split
 from refinenet.errors import UserError
-from refinenet.joined import Joined
 
 if TYPE_CHECKING:
     from refinenet.training import Point

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.schema import Evaluate
 from refinenet.config import Protocol, Resizing
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from selectors import EVENT_READ, DefaultSelector
 from typing import Any, NamedTuple, Self
 
 from pipeline.datasets import Reader
-from refinenet.data import Array, Facts, Layout, Schema, SplitWriter, examine, fill
+from refinenet.data.split import Array, Schema
+from refinenet.data.writer import Facts, Layout, SplitWriter, examine, fill
 from refinenet.errors import UserError
 
 DEAL = 4  # images at once: one by one, it takes a tenth of the time to tell of them

@@ -1,6 +1,6 @@
 """RefineNet (Lin, Milan, Shen, Reid; CVPR 2017): the network, its data, training, inference and metrics.
 
-`from refinenet import RefineNet` costs an import of torch; `refinenet.data` alone does not.
+`from refinenet import RefineNet` costs an import of torch; `refinenet.data.split` alone does not.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 _LEAST = 1e-5  # of a probability, before its logarithm, as in pydensecrf's own unary_from_softmax

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from refinenet.config import SMALLEST_TILE, Average, Precision, Protocol, Resizing
 from refinenet.crf import DenseCRF
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 from refinenet.model.blocks import imresize, resize
 from refinenet.tiles import Span, imresize_window, tiled

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from refinenet.data import IGNORE_INDEX, Array
+from refinenet.data.split import IGNORE_INDEX, Array
 
 if TYPE_CHECKING:
     import torch

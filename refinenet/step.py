@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refinenet.config import Recipe
-from refinenet.data import IGNORE_INDEX
+from refinenet.data.split import IGNORE_INDEX
 from refinenet.distributed import Processes
 from refinenet.memory import activation_bytes, recomputed
 from refinenet.model.network import RefineNet

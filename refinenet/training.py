@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from refinenet import checkpoints as stored
-from refinenet.augment import Batch, assemble
 from refinenet.config import Recipe
-from refinenet.crops import Crops, Samples
+from refinenet.data.augment import Batch, assemble
+from refinenet.data.crops import Crops, Samples
+from refinenet.data.loader import Loader
 from refinenet.distributed import Processes
 from refinenet.errors import UserError
-from refinenet.loader import Loader
 from refinenet.model.network import RefineNet
 from refinenet.step import make_optimiser, prepared, rate, summed
 

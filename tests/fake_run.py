@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipeline import datasets, tabulate
 from pipeline.published import published
-from refinenet.data import Array, Schema, write_split
+from refinenet.data.split import Array, Schema
+from refinenet.data.writer import write_split
 
 VOC = [
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

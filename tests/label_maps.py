@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from refinenet.data import Array
+from refinenet.data.split import Array
 
 Pair = tuple[Array, Array]
 

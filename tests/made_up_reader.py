@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import datasets
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 CLASSES = ("a", "b", "c", "d")

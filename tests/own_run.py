@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from pipeline import datasets, settings, tabulate
-from refinenet.data import Schema, write_split
+from refinenet.data.split import Schema
+from refinenet.data.writer import write_split
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("soil", "leaf", "stem")

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from pipeline import datasets
 from refinenet import RefineNet
-from refinenet.data import Schema, write_split
+from refinenet.data.split import Schema
+from refinenet.data.writer import write_split
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,7 +11,8 @@ import pytest
 from made_up_reader import Reader
 
 from pipeline import prepare
-from refinenet.data import Schema, Split, write_split
+from refinenet.data.split import Schema, Split
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 
 SCHEMA = Schema("made", "train", ("a", "b", "c", "d"), tuple((i, i, i) for i in range(4)))

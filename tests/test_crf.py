@@ -10,7 +10,7 @@ import pytest
 
 from refinenet.config import Protocol, Resizing
 from refinenet.crf import DenseCRF
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 Floats = npt.NDArray[np.float64]

@@ -24,7 +24,7 @@ from http_server import DATA, MD5, Handler, Server, serve
 
 from pipeline import copies, download, prepare, settings, transfer
 from pipeline.files import dvc_md5
-from refinenet.data import Split
+from refinenet.data.split import Split
 from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

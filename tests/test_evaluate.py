@@ -16,7 +16,8 @@ from pipeline import datasets, evaluate
 from pipeline.tracking import Run
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
-from refinenet.data import Schema, Split, write_split
+from refinenet.data.split import Schema, Split
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 from refinenet.inference import predict
 from refinenet.model.network import load, save

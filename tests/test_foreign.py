@@ -23,7 +23,8 @@ from pipeline.schema import Package, Source
 from pipeline.start import check_fit
 from refinenet import RefineNet
 from refinenet.config import Config
-from refinenet.data import Schema, write_split
+from refinenet.data.split import Schema
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 from refinenet.model.backbones import ResNet, build_backbone
 from refinenet.model.network import load

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from refinenet import RefineNet, inference
 from refinenet.config import Protocol, Resizing
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 from refinenet.fast import FastRefineNet
 from refinenet.inference import predict, predict_many, prepared

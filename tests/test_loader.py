@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from refinenet import crops as crops_module
-from refinenet.augment import Batch, Packing, assemble
-from refinenet.crops import Crops, Epochs, Window, nth
-from refinenet.data import Array, Sample, Schema, Split, write_split
+from refinenet.data import crops as crops_module
+from refinenet.data.augment import Batch, Packing, assemble
+from refinenet.data.crops import Crops, Epochs, Window, nth
+from refinenet.data.loader import Loader
+from refinenet.data.split import Array, Sample, Schema, Split
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
-from refinenet.loader import Loader
 from refinenet.model.blocks import imresize
 
 CPU = torch.device("cpu")

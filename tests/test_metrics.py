@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from label_maps import of_voc, squares
 
 from refinenet import metrics
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.metrics import (
     Confusion,
     Counts,

@@ -25,7 +25,7 @@ from torchmetrics.functional.classification import (
 
 from pipeline.datasets.cityscapes import CLASSES as CITYSCAPES
 from pipeline.datasets.cityscapes import LABEL_IDS
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.metrics import Counts, alternatives, confusion, grouped, scores
 
 LABELS = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 255]), st.sampled_from([0, 1, 2, 3, 4, 9])), min_size=1)

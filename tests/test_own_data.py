@@ -32,7 +32,8 @@ from PIL import Image
 from pipeline import pack, schema, settings, tabulate
 from pipeline.datasets import folder
 from pipeline.schema import Folder
-from refinenet.data import Array, Schema, Split, write_split
+from refinenet.data.split import Array, Schema, Split
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,8 @@ from made_up_reader import Reader
 
 from pipeline import datasets, graph, prepare, workers
 from refinenet.atomic import alive
-from refinenet.data import Schema, Split, write_split
+from refinenet.data.split import Schema, Split
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 
 TESTS = Path(__file__).resolve().parent

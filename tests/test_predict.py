@@ -17,7 +17,7 @@ from pipeline.pictures import VOID_COLOUR, Entry, _above_legend, colour, legend,
 from pipeline.predict import Found, Labeller, find, main, names
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 from refinenet.model.network import save
 

@@ -27,7 +27,8 @@ from tiny_archives import Files, cell, gtcls, jpeg, mat, png
 
 from pipeline import datasets, members, prepare
 from pipeline.datasets import ade20k, nyud
-from refinenet.data import Schema, Split, write_split
+from refinenet.data.split import Schema, Split
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 
 VOC, SBD = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"

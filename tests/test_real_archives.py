@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from pipeline import datasets, prepare
-from refinenet.data import Split
+from refinenet.data.split import Split
 
 Array = npt.NDArray[Any]
 Expected = Iterator[tuple[str, str, Array, Array | None]]  # split, name, image, label

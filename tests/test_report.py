@@ -23,7 +23,8 @@ from pipeline import charts, datasets, figures, overview, pictures, report, summ
 from pipeline import page as page_of_both
 from pipeline.files import dvc_md5
 from pipeline.published import published, slug
-from refinenet.data import Schema, Split, write_split
+from refinenet.data.split import Schema, Split
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

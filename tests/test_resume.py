@@ -21,7 +21,7 @@ from pipeline import download, prepare, settings, weights
 from pipeline.stage import AGAIN
 from refinenet import checkpoints
 from refinenet.config import Recipe
-from refinenet.data import Split
+from refinenet.data.split import Split
 from refinenet.training import Phase, Stopped
 
 ROOT = Path(__file__).resolve().parent.parent

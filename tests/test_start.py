@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from pipeline.start import begin
 from refinenet import RefineNet
-from refinenet.augment import assemble
 from refinenet.config import Initial
-from refinenet.data import Split
+from refinenet.data.augment import assemble
+from refinenet.data.split import Split
 from refinenet.errors import UserError
 from refinenet.model.network import save
 from refinenet.training import crops_of

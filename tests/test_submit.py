@@ -37,7 +37,8 @@ from pipeline.tracking import Run
 from pipeline.trained import Trained
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
-from refinenet.data import Array, Schema, Split, write_split
+from refinenet.data.split import Array, Schema, Split
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 from refinenet.inference import predict
 from refinenet.metrics import confusion, scores

@@ -14,7 +14,7 @@ from small_project import ROOT
 
 from pipeline import download, prepare, settings, train, weights
 from refinenet import training
-from refinenet.data import Split
+from refinenet.data.split import Split
 
 TINY: dict[str, Any] = {
     "base": "mini",

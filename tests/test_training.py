@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from toy_training import RECIPE, model, run, weights, write
 
 from refinenet import RefineNet, training
-from refinenet.augment import assemble
 from refinenet.config import Recipe
-from refinenet.crops import Crops
-from refinenet.data import Split
+from refinenet.data.augment import assemble
+from refinenet.data.concat import Joined
+from refinenet.data.crops import Crops
+from refinenet.data.loader import Loader
+from refinenet.data.split import Split
 from refinenet.errors import UserError
-from refinenet.joined import Joined
-from refinenet.loader import Loader
 from refinenet.memory import activation_bytes
 from refinenet.step import loss_of, prepared, rate, step_bytes
 from refinenet.training import Phase, train

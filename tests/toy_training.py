@@ -12,8 +12,9 @@ import torch
 
 from refinenet import RefineNet
 from refinenet.config import RESNETS, Recipe
-from refinenet.crops import Samples
-from refinenet.data import Schema, Split, write_split
+from refinenet.data.crops import Samples
+from refinenet.data.split import Schema, Split
+from refinenet.data.writer import write_split
 from refinenet.device import reproducible
 from refinenet.training import Phase, Point, Progress, train
 

@@ -1,7 +1,7 @@
 """The paper's seven data sets, and COCO: one module each, from its official archives to (image, label) samples.
 
 A module gives what `Dataset` lists and nothing else, so that the stages need no knowledge of any data set.
-Labels are class indices 0..K-1 in the order of CLASSES; 255 is void (refinenet/data.py).
+Labels are class indices 0..K-1 in the order of CLASSES; 255 is void (refinenet/data/split.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, cast
 
 from pipeline.members import Archive
 from pipeline.scratch import Scratch
-from refinenet.data import RGB, Array
+from refinenet.data.split import RGB, Array
 from refinenet.errors import UserError
 
 NAMES = ("voc", "context", "person", "nyud", "sunrgbd", "cityscapes", "ade20k", "coco")

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import datasets
 from pipeline.datasets import decode
-from refinenet.data import IGNORE_INDEX, Array
+from refinenet.data.split import IGNORE_INDEX, Array
 from refinenet.errors import UserError
 
 TITLE = "Cityscapes"

@@ -31,7 +31,7 @@ from pipeline import datasets
 from pipeline.datasets import decode, json_items
 from pipeline.members import printable
 from pipeline.scratch import Scratch
-from refinenet.data import IGNORE_INDEX, Array
+from refinenet.data.split import IGNORE_INDEX, Array
 from refinenet.errors import UserError
 
 TITLE = "MS COCO, VOC's classes"

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import datasets
 from pipeline.datasets import decode
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 TITLE = "PASCAL-Context"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.datasets import mat5
 from pipeline.members import printable
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 PIXELS = 1 << 27  # of one image, 400 MB decoded; the largest official one, of Cityscapes, has 2 million

@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline import datasets
 from pipeline.datasets import decode
-from refinenet.data import IGNORE_INDEX, RGB, Array
+from refinenet.data.split import IGNORE_INDEX, RGB, Array
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pipeline import datasets
 from pipeline.datasets import decode, hdf5
 from pipeline.members import printable
-from refinenet.data import IGNORE_INDEX, Array
+from refinenet.data.split import IGNORE_INDEX, Array
 from refinenet.errors import UserError
 
 TITLE = "NYUDv2"

@@ -26,7 +26,7 @@ import numpy as np
 from pipeline import datasets
 from pipeline.datasets import decode
 from pipeline.members import printable
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 TITLE = "PASCAL Person-Part"

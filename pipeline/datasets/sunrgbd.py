@@ -22,7 +22,7 @@ import numpy as np
 from pipeline import datasets
 from pipeline.datasets import decode, hdf5
 from pipeline.members import printable
-from refinenet.data import IGNORE_INDEX, Array
+from refinenet.data.split import IGNORE_INDEX, Array
 from refinenet.errors import UserError
 
 TITLE = "SUN RGB-D"

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pipeline import datasets
 from pipeline.datasets import decode
-from refinenet.data import Array
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 TITLE = "PASCAL VOC 2012"

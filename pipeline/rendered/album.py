@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.rendered.scene import Kind, World
 from pipeline.schema import Rendered
-from refinenet.data import IGNORE_INDEX
+from refinenet.data.split import IGNORE_INDEX
 
 Split = Literal["train", "val"]
 

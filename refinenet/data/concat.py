@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from refinenet.data import Array, Integers, Sample, Split
+from refinenet.data.split import Array, Integers, Sample, Split
 from refinenet.errors import UserError
 
 

@@ -16,8 +16,8 @@ from types import TracebackType
 
 import torch
 
-from refinenet.augment import Batch, Packing
-from refinenet.crops import Crops
+from refinenet.data.augment import Batch, Packing
+from refinenet.data.crops import Crops
 from refinenet.distributed import Processes
 from refinenet.errors import UserError
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refinenet.crops import Crops, Window
-from refinenet.data import IGNORE_INDEX, Array
+from refinenet.data.crops import Crops, Window
+from refinenet.data.split import IGNORE_INDEX, Array
 
 __all__ = ["Batch", "Crops", "Packing", "Window", "assemble", "taps"]
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refinenet.config import clamp_short_edge
-from refinenet.data import Array, Integers, Sample
+from refinenet.data.split import Array, Integers, Sample
 from refinenet.errors import UserError
 
 # An epoch of the authors: at least and at most so many images, and of each class (gen_net_opts_model_type1.m).
