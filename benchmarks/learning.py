@@ -30,13 +30,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipeline.pictures import colour
-from refinenet import inference, metrics, training
+from refinenet import inference, metrics
 from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.data.split import Array, Split
 from refinenet.device import choose_device, reproducible
 from refinenet.errors import UserError
 from refinenet.model.network import RefineNet, load, save
+from refinenet.training import initial, loop
 
 BACKBONE = "timm:tf_efficientnet_lite0"
 SHOWN = 12  # validation images on a sheet
@@ -96,11 +97,11 @@ def train(name: str, network: Mapping[str, Any], recipe: Recipe, choice: argpars
     schema = split.schema
     model = RefineNet(len(schema.classes), **network)
     model.load_backbone(load_file(choice.weights), str(choice.weights))
-    training.initialise(model, split, recipe, choice.seed)
+    initial.initialise(model, split, recipe, choice.seed)
     model.to(choose_device(choice.device))
     start = time.perf_counter()
 
-    def on_step(done: training.Progress) -> None:
+    def on_step(done: loop.Progress) -> None:
         if done.point is not None:
             minutes = (time.perf_counter() - start) / 60
             print(
@@ -108,7 +109,7 @@ def train(name: str, network: Mapping[str, Any], recipe: Recipe, choice: argpars
             )
 
     kept = json.dumps([network, asdict(recipe), choice.seed, choice.device, len(split)], sort_keys=True)
-    curve = training.train(model, split, recipe, choice.seed, choice.to / f"{name}.checkpoints", kept, on_step)
+    curve = loop.train(model, split, recipe, choice.seed, choice.to / f"{name}.checkpoints", kept, on_step)
     with whole_file(choice.to / f"{name}.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         rows = ((point.step, f"{point.loss:.6g}", f"{point.lr:.6g}") for point in curve)
         csv.writer(file, lineterminator="\n").writerows([("step", "loss", "lr"), *rows])

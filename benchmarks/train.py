@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from refinenet import RefineNet
 from refinenet.config import Precision, Recipe
 from refinenet.device import reproducible
-from refinenet.step import loss_of, make_optimiser, prepared, step_bytes
+from refinenet.training.step import loss_of, make_optimiser, prepared, step_bytes
 
 MEDIUM = {"backbone": "resnet50", "stem": 16, "width": 64, "coarse_width": 128}
 CHANGES: dict[str, dict[str, Any]] = {

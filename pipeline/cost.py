@@ -85,8 +85,8 @@ def counted(network: str, classes: int, side: int, batch: int = 1) -> tuple[floa
     from torch.utils.flop_counter import FlopCounterMode
 
     from refinenet import RefineNet
-    from refinenet.memory import activation_bytes
-    from refinenet.step import loss_of
+    from refinenet.training.memory import activation_bytes
+    from refinenet.training.step import loss_of
 
     with torch.device("meta"):
         model = RefineNet(classes, **json.loads(network)).train()

@@ -31,7 +31,7 @@ from refinenet.data.split import Split
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
-    from refinenet.training import Point
+    from refinenet.training.loop import Point
 
 
 def run(name: str) -> None:
@@ -56,17 +56,17 @@ def run(name: str) -> None:
 
     import torch
 
-    from pipeline.start import begin
-    from refinenet import training
     from refinenet.device import choose_device, reproducible
-    from refinenet.distributed import processes
     from refinenet.model.network import RefineNet, save
-    from refinenet.step import step_bytes
+    from refinenet.training import loop
+    from refinenet.training.distributed import processes
+    from refinenet.training.initial import begin
+    from refinenet.training.step import step_bytes
 
     device = choose_device(choice.device)
     reproducible(choice.seed, choice.threads)
     model = RefineNet(len(schema.classes), **choice.network)
-    phases = [training.Phase(Joined([parts[part] for part in p.parts]), p.steps, p.lr) for p in wanted]
+    phases = [loop.Phase(Joined([parts[part] for part in p.parts]), p.steps, p.lr) for p in wanted]
     begin(start, model, phases[0].images, choice.recipe, choice.seed)
     model.to(device)
     steps = sum(phase.steps for phase in phases)
@@ -91,7 +91,7 @@ def run(name: str) -> None:
             log.scores({"activation_bytes": step_bytes(model, choice.recipe)})
         before, at = 0, time.perf_counter()
 
-        def on_step(done: training.Progress) -> None:
+        def on_step(done: loop.Progress) -> None:
             nonlocal before, at
             progress.reach(bar, done.step * choice.recipe.batch, choice.recipe.batch)
             if done.point is None:
@@ -106,10 +106,10 @@ def run(name: str) -> None:
             log.log(done.step, **values)
 
         try:
-            curve = training.train(
+            curve = loop.train(
                 model, phases, choice.recipe, choice.seed, checkpoints, fingerprint, on_step, terminated, together
             )
-        except training.Stopped as stopped:
+        except loop.Stopped as stopped:
             raise Terminated(f"after step {stopped.step}; the same command goes on from {stopped.path}") from None
         about = {
             "dataset": schema.dataset,

@@ -12,8 +12,8 @@ from pipeline import cost, settings
 from refinenet import RefineNet
 from refinenet.config import Recipe
 from refinenet.errors import UserError
-from refinenet.memory import activation_bytes
-from refinenet.step import loss_of
+from refinenet.training.memory import activation_bytes
+from refinenet.training.step import loss_of
 
 ROOT = Path(__file__).resolve().parent.parent
 THIN = {"backbone": "resnet50", "stem": 3, "width": 8, "coarse_width": 16, "pools": 1}

@@ -14,9 +14,9 @@ from toy_training import RECIPE, model, write
 
 from refinenet.config import Recipe
 from refinenet.device import pick
-from refinenet.distributed import Processes
 from refinenet.errors import UserError
-from refinenet.training import train
+from refinenet.training.distributed import Processes
+from refinenet.training.loop import train
 
 TESTS = Path(__file__).resolve().parent
 STEPS = 20

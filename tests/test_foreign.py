@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from pipeline import datasets, foreign, settings, sources, train, weights
 from pipeline.schema import Package, Source
-from pipeline.start import check_fit
 from refinenet import RefineNet
 from refinenet.config import Config
 from refinenet.data.split import Schema
@@ -28,6 +27,7 @@ from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 from refinenet.model.backbones import ResNet, build_backbone
 from refinenet.model.network import load
+from refinenet.training.initial import check_fit
 
 IMAGES = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0)).float()
 RELEASED = {"voc": 22, "cityscapes": 20, "nyud": 41, "sunrgbd": 38, "ade20k": 151, "person": 7, "context": 60}

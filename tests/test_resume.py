@@ -19,10 +19,10 @@ from toy_training import RECIPE, run, write
 
 from pipeline import download, prepare, settings, weights
 from pipeline.stage import AGAIN
-from refinenet import checkpoints
 from refinenet.config import Recipe
 from refinenet.data.split import Split
-from refinenet.training import Phase, Stopped
+from refinenet.training import checkpoints
+from refinenet.training.loop import Phase, Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
 

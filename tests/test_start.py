@@ -11,14 +11,13 @@ import torch
 import toy_training
 from safetensors.torch import save_file
 
-from pipeline.start import begin
 from refinenet import RefineNet
 from refinenet.config import Initial
 from refinenet.data.augment import assemble
 from refinenet.data.split import Split
 from refinenet.errors import UserError
 from refinenet.model.network import save
-from refinenet.training import crops_of
+from refinenet.training.initial import begin, crops_of
 
 RECIPE = toy_training.RECIPE
 THIN: dict[str, Any] = {"backbone": "resnet50", "stem": 2, "width": 4, "coarse_width": 8, "pools": 1}

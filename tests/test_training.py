@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from toy_training import RECIPE, model, run, weights, write
 
-from refinenet import RefineNet, training
+from refinenet import RefineNet
 from refinenet.config import Recipe
 from refinenet.data.augment import assemble
 from refinenet.data.concat import Joined
@@ -21,9 +21,10 @@ from refinenet.data.crops import Crops
 from refinenet.data.loader import Loader
 from refinenet.data.split import Split
 from refinenet.errors import UserError
-from refinenet.memory import activation_bytes
-from refinenet.step import loss_of, prepared, rate, step_bytes
-from refinenet.training import Phase, train
+from refinenet.training import loop
+from refinenet.training.loop import Phase, train
+from refinenet.training.memory import activation_bytes
+from refinenet.training.step import loss_of, prepared, rate, step_bytes
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_phases_draw_from_their_own_images(split: Split, tmp_path: Path, monkeyp
             seen.append({name[:-1] for name in batch.names})
             return batch
 
-    monkeypatch.setattr(training, "Loader", Spy)
+    monkeypatch.setattr(loop, "Loader", Spy)
     other = write(tmp_path / "other.arrow", seed=1)
     both = Joined([split, other])
     assert len(both) == len(both.present()) == len(both.counts()) == 12

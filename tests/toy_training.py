@@ -16,7 +16,7 @@ from refinenet.data.crops import Samples
 from refinenet.data.split import Schema, Split
 from refinenet.data.writer import write_split
 from refinenet.device import reproducible
-from refinenet.training import Phase, Point, Progress, train
+from refinenet.training.loop import Phase, Point, Progress, train
 
 RECIPE = Recipe(
     steps=7, batch=2, crop=32, input_scale=1.0, lr=0.01, initial="scaled", log_every=2, checkpoint_every=3, clip=1.0

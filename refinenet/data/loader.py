@@ -18,8 +18,8 @@ import torch
 
 from refinenet.data.augment import Batch, Packing
 from refinenet.data.crops import Crops
-from refinenet.distributed import Processes
 from refinenet.errors import UserError
+from refinenet.training.distributed import Processes
 
 
 class Loader(Iterator[Batch]):

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from refinenet.config import Recipe
 from refinenet.data.split import IGNORE_INDEX
-from refinenet.distributed import Processes
-from refinenet.memory import activation_bytes, recomputed
 from refinenet.model.network import RefineNet
+from refinenet.training.distributed import Processes
+from refinenet.training.memory import activation_bytes, recomputed
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:

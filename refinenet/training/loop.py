@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refinenet import checkpoints as stored
 from refinenet.config import Recipe
-from refinenet.data.augment import Batch, assemble
+from refinenet.data.augment import Batch
 from refinenet.data.crops import Crops, Samples
 from refinenet.data.loader import Loader
-from refinenet.distributed import Processes
 from refinenet.errors import UserError
 from refinenet.model.network import RefineNet
-from refinenet.step import make_optimiser, prepared, rate, summed
+from refinenet.training import checkpoints as stored
+from refinenet.training.distributed import Processes
+from refinenet.training.initial import crops_of
+from refinenet.training.step import make_optimiser, prepared, rate, summed
 
 
 @dataclass
@@ -113,31 +114,6 @@ def train(
         run.processes.wait()
     model.eval()
     return run.state.curve
-
-
-def initialise(model: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
-    """Draw the weights of the new layers as `recipe.initial` says; "levelled" looks at the first crops of `images`."""
-    model.initialise(recipe.initial, torch.Generator().manual_seed(seed))
-    if recipe.initial == "levelled":
-        windows = crops_of(images, recipe, seed).draw(0, max(recipe.batch, 8))
-        device = next(model.parameters()).device
-        model.level(assemble(windows, recipe.crop, recipe.input_scale, device).images)
-
-
-def crops_of(images: Samples, recipe: Recipe, seed: int) -> Crops:
-    """The crops that a training with this recipe sees of `images`."""
-    return Crops(
-        images,
-        recipe.crop,
-        recipe.scales,
-        recipe.flip,
-        recipe.balanced,
-        seed,
-        recipe.short_edge,
-        recipe.epochs,
-        recipe.square,
-        recipe.class_power,
-    )
 
 
 @dataclass

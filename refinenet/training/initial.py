@@ -7,14 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
+from refinenet.config import Recipe
+from refinenet.data.augment import assemble
+from refinenet.data.crops import Crops, Samples
 from refinenet.errors import UserError
+from refinenet.model.network import RefineNet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from refinenet.config import Recipe
     from refinenet.data.crops import Samples
-    from refinenet.model.network import RefineNet
 
 
 def begin(start: Path, network: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
@@ -26,7 +31,7 @@ def begin(start: Path, network: RefineNet, images: Samples, recipe: Recipe, seed
     tensors, metadata = _read(start)
     if "refinenet" not in metadata:
         check_fit(start, network)
-        from refinenet.training import initialise
+        pass
 
         network.load_backbone(tensors, str(start))
         initialise(network, images, recipe, seed)
@@ -72,3 +77,28 @@ def check_fit(start: Path, network: RefineNet) -> None:
         if not all(map(close, trained.get(name, have), have)):
             told = ", ".join(f"{value:g}" for value in have)
             raise UserError(f"{start}: trained with {name} {trained[name]}, the network has [{told}] (network.{name})")
+
+
+def initialise(model: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
+    """Draw the weights of the new layers as `recipe.initial` says; "levelled" looks at the first crops of `images`."""
+    model.initialise(recipe.initial, torch.Generator().manual_seed(seed))
+    if recipe.initial == "levelled":
+        windows = crops_of(images, recipe, seed).draw(0, max(recipe.batch, 8))
+        device = next(model.parameters()).device
+        model.level(assemble(windows, recipe.crop, recipe.input_scale, device).images)
+
+
+def crops_of(images: Samples, recipe: Recipe, seed: int) -> Crops:
+    """The crops that a training with this recipe sees of `images`."""
+    return Crops(
+        images,
+        recipe.crop,
+        recipe.scales,
+        recipe.flip,
+        recipe.balanced,
+        seed,
+        recipe.short_edge,
+        recipe.epochs,
+        recipe.square,
+        recipe.class_power,
+    )

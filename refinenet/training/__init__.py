@@ -1,0 +1,1 @@
+"""Training with the authors' recipe (paper, section 4): initial weights, step, loop, checkpoints."""
