@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from refinenet import RefineNet
 from refinenet.config import Precision, Protocol, Resizing
 from refinenet.data.split import Array
-from refinenet.inference import predict_many, prepared, upload
+from refinenet.inference.multiscale import predict_many, prepared, upload
 from refinenet.metrics import Confusion, Counts, confusion
 
 CLASSES = 21

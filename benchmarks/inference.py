@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from refinenet import RefineNet
-from refinenet.fast import FastRefineNet
+from refinenet.inference.fast import FastRefineNet
 
 
 def processor() -> str:

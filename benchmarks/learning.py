@@ -30,12 +30,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipeline.pictures import colour
-from refinenet import inference, metrics
+from refinenet import metrics
 from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.data.split import Array, Split
 from refinenet.device import choose_device, reproducible
 from refinenet.errors import UserError
+from refinenet.inference import multiscale
 from refinenet.model.network import RefineNet, load, save
 from refinenet.training import initial, loop
 
@@ -127,7 +128,7 @@ def train(name: str, network: Mapping[str, Any], recipe: Recipe, choice: argpars
 def score(name: str, protocols: Mapping[str, Protocol], choice: argparse.Namespace) -> None:
     """Write <name>.json: the scores of all images of val under each protocol; and the sheets."""
     model, about = load(choice.to / f"{name}.safetensors", choose_device(choice.device))
-    net = inference.prepared(model, fast=choice.device == "cpu")
+    net = multiscale.prepared(model, fast=choice.device == "cpu")
     split = Split(choice.data / "val.arrow")
     counts = {key: metrics.Confusion(len(about["classes"])) for key in protocols}
     resizing = Resizing(about["input_scale"], about["short_edge"])
@@ -135,7 +136,7 @@ def score(name: str, protocols: Mapping[str, Protocol], choice: argparse.Namespa
     rows: list[list[Array]] = []
     for index, sample in enumerate(split):
         assert sample.label is not None
-        labels = inference.predict(net, sample.image, protocols, resizing)
+        labels = multiscale.predict(net, sample.image, protocols, resizing)
         for key, label in labels.items():
             counts[key].add(sample.label, label)
         if index in shown:

@@ -93,7 +93,7 @@ def run(name: str) -> None:
     trained = Trained(name, choice, classes)
     config = trained.model.config
 
-    from refinenet.inference import upload
+    from refinenet.inference.multiscale import upload
 
     totals = {protocol: Confusion(len(classes), trained.device) for protocol in choice.protocols}
     shown = {round(i * (len(split) - 1) / max(choice.pictures - 1, 1)) for i in range(choice.pictures)}

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
 
     import torch
 
-    from refinenet import export
+    from refinenet.inference import export
     from refinenet.model.network import load
 
     model, about = load(options.model)

@@ -133,7 +133,7 @@ class Labeller:
     """A trained model with what its file says of it: class names, palette, how large it wants an image."""
 
     def __init__(self, path: Path, device: torch.device, protocol: Protocol, limits: Sequence[int] | None) -> None:
-        from refinenet.fast import FastRefineNet
+        from refinenet.inference.fast import FastRefineNet
         from refinenet.model.network import load
 
         model, about = load(path, device)
@@ -154,7 +154,7 @@ class Labeller:
         """H x W x 3 uint8 -> H x W class indices, 255 where a void output wins. `where` opens an error."""
         import torch
 
-        from refinenet.inference import predict
+        from refinenet.inference.multiscale import predict
 
         height, width = image.shape[:2]
         assert self.resizing.short_edge is not None

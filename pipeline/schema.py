@@ -159,7 +159,7 @@ class Evaluate:
     repeats none.
     `tile`: side, in pixels of the scaled image, above which it is cut into overlapping tiles. `batch`: images of one
     size that go through the network together. `precision`, `channels_last`, `compiled`: as of a training. `fast`: norms
-    folded into the convolutions, on a CPU in float32 also Winograd's convolution (refinenet/fast.py).
+    folded into the convolutions, on a CPU in float32 also Winograd's convolution (refinenet/inference/fast.py).
     """
 
     data: str

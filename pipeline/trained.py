@@ -31,7 +31,7 @@ class Trained:
         import torch
 
         from refinenet.device import choose_device, reproducible
-        from refinenet.inference import prepared
+        from refinenet.inference.multiscale import prepared
         from refinenet.model.network import load
 
         self.device = choose_device(choice.device)
@@ -62,7 +62,7 @@ class Trained:
 
     def many(self, images: Sequence[Array], protocols: Mapping[str, Protocol]) -> list[dict[str, Tensor]]:
         """The same for each of `images`, left on `device`; those of one size go through the network together."""
-        from refinenet.inference import predict_many
+        from refinenet.inference.multiscale import predict_many
 
         how = self._choice
         return predict_many(self._net, images, protocols, self._resizing, how.average, how.precision, how.tile)

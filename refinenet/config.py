@@ -193,7 +193,7 @@ class Recipe:
 class Protocol:
     """One way to test: the image at each of `scales`, with `flip` also mirrored, scores averaged with equal weights.
 
-    `crf`: a dense CRF on the averaged probabilities (refinenet/crf.py); the paper has it on VOC.
+    `crf`: a dense CRF on the averaged probabilities (refinenet/inference/crf.py); the paper has it on VOC.
     """
 
     scales: tuple[float, ...]

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from refinenet.config import Protocol, Resizing
-from refinenet.crf import DenseCRF
 from refinenet.data.split import Array
 from refinenet.errors import UserError
+from refinenet.inference.crf import DenseCRF
 
 Floats = npt.NDArray[np.float64]
 
@@ -134,7 +134,7 @@ def test_as_a_protocol(average: str) -> None:
     import torch
 
     from refinenet import RefineNet
-    from refinenet.inference import predict
+    from refinenet.inference.multiscale import predict
 
     torch.manual_seed(0)
     model = RefineNet(3, backbone="resnet50", stem=2, width=4, coarse_width=8, void_output=True).eval()

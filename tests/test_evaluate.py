@@ -19,7 +19,7 @@ from refinenet.config import Protocol, Resizing
 from refinenet.data.split import Schema, Split
 from refinenet.data.writer import write_split
 from refinenet.errors import UserError
-from refinenet.inference import predict
+from refinenet.inference.multiscale import predict
 from refinenet.model.network import load, save
 
 torch.set_num_threads(1)

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from pipeline.export import main
-from refinenet import RefineNet, export, load
+from refinenet import RefineNet, load
 from refinenet.errors import UserError
+from refinenet.inference import export
 from refinenet.model.network import save
 
 torch.set_num_threads(1)

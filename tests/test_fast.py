@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from refinenet import RefineNet, fast
-from refinenet.fast import FastRefineNet, Winograd
+from refinenet import RefineNet
+from refinenet.inference import fast
+from refinenet.inference.fast import FastRefineNet, Winograd
 
 torch.set_num_threads(1)
 

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from refinenet import RefineNet, inference
+from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
 from refinenet.data.split import Array
 from refinenet.errors import UserError
-from refinenet.fast import FastRefineNet
-from refinenet.inference import predict, predict_many, prepared
+from refinenet.inference import multiscale
+from refinenet.inference.fast import FastRefineNet
+from refinenet.inference.multiscale import predict, predict_many, prepared
+from refinenet.inference.tiles import GRID, STRIDE, cut, imresize_window, tiled
 from refinenet.model.blocks import imresize
-from refinenet.tiles import GRID, STRIDE, cut, imresize_window, tiled
 
 torch.set_num_threads(1)
 
@@ -69,7 +70,7 @@ def test_classes_are_compared_one_by_one_as_all_at_once() -> None:
     scores = torch.randn(1, 30, 11, 15, generator=torch.Generator().manual_seed(0))
     scores[:, 7] = scores[:, 3]  # of equal ones the first
     with torch.inference_mode():
-        label = inference._best(scores, (40, 57))
+        label = multiscale._best(scores, (40, 57))
         assert torch.equal(label, F.interpolate(scores, size=(40, 57), mode="bilinear").argmax(1)[0].to(torch.uint8))
     assert (label == 3).any()
 

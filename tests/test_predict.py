@@ -51,7 +51,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def expected(model_file: Path, pixels: Array, scales: Sequence[float] = (1.0,), flip: bool = False) -> Array:
     from refinenet import load
-    from refinenet.inference import predict
+    from refinenet.inference.multiscale import predict
 
     protocol = Protocol(tuple(scales), flip)
     return predict(load(model_file)[0], pixels, {"one": protocol}, Resizing(INPUT_SCALE, SHORT_EDGE))["one"]
@@ -281,7 +281,7 @@ def test_panoramas_take_no_more_than_photographs(model_file: Path, monkeypatch: 
         factors.append(resizing.factor(*image.shape[:2]))
         return {"label": np.zeros(image.shape[:2], np.uint8)}
 
-    monkeypatch.setattr("refinenet.inference.predict", pretend)
+    monkeypatch.setattr("refinenet.inference.multiscale.predict", pretend)
     labeller = Labeller(model_file, torch.device("cpu"), Protocol((1.0,)), None)
     for height, width in ((600, 2400), (100, 100), (1000, 40_000), (1, 20_000), (20_000, 1)):
         labeller(np.zeros((height, width, 3), np.uint8), "")
@@ -295,7 +295,7 @@ def test_too_large_for_memory_is_one_line(model_file: Path, monkeypatch: pytest.
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
     labeller = Labeller(model_file, torch.device("cpu"), Protocol((1.0,)), None)
-    monkeypatch.setattr("refinenet.inference.predict", full)
+    monkeypatch.setattr("refinenet.inference.multiscale.predict", full)
     with pytest.raises(UserError, match=r"^a\.png: 7 x 5 pixels.*--short-edge$"):
         labeller(np.zeros((5, 7, 3), np.uint8), "a.png")
 

@@ -40,7 +40,7 @@ from refinenet.config import Protocol, Resizing
 from refinenet.data.split import Array, Schema, Split
 from refinenet.data.writer import write_split
 from refinenet.errors import UserError
-from refinenet.inference import predict
+from refinenet.inference.multiscale import predict
 from refinenet.metrics import confusion, scores
 from refinenet.model.network import load, save
 

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
-from refinenet.fast import fold
+from refinenet.inference.fast import fold
 from refinenet.model.backbones import TimmBackbone
 from refinenet.model.blocks import RefineNetBlock
 from refinenet.model.network import RefineNet

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refinenet.config import SMALLEST_TILE, Average, Precision, Protocol, Resizing
-from refinenet.crf import DenseCRF
 from refinenet.data.split import Array
 from refinenet.errors import UserError
+from refinenet.inference.crf import DenseCRF
+from refinenet.inference.tiles import Span, imresize_window, tiled
 from refinenet.model.blocks import imresize, resize
-from refinenet.tiles import Span, imresize_window, tiled
 
 if TYPE_CHECKING:
     from refinenet.model.network import RefineNet
@@ -48,7 +48,7 @@ def prepared(
     largest. `channels_last`: order of the maps in memory. `compiled`: torch.compile, anew for a size or two, then for
     any; with `fast` the norms are folded, but no Winograd. `precision`: what `predict` will be asked for.
     """
-    from refinenet.fast import FastRefineNet, fold
+    from refinenet.inference.fast import FastRefineNet, fold
 
     if fast and not compiled:
         return FastRefineNet(model, winograd=precision == "float32")
@@ -78,7 +78,7 @@ def predict(
     image: H x W x 3 uint8. Returns H x W uint8 class indices by protocol; of a network with a void output, the number
     of classes where that wins. "probability" averages the softmax; "log" resizes it in log space with the floor of the
     authors' code, then averages. `precision` is of the convolutions. `tile`: side in pixels of the scaled image above
-    which it is cut into overlapping tiles (refinenet/tiles.py).
+    which it is cut into overlapping tiles (refinenet/inference/tiles.py).
     """
     (labels,) = predict_many(model, [image], protocols, resizing, average, precision, tile)
     return {name: label.cpu().numpy() for name, label in labels.items()}

@@ -1,0 +1,1 @@
+"""A trained network on whole images: scales and flips averaged, tiles, dense CRF, faster forms, export."""
