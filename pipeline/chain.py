@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import figures
-from pipeline.files import dvc_md5
 from pipeline.published import PROTOCOLS, published
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.scores import Scores, Seeds
 from refinenet.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import profiles
 from pipeline.published import caveat, published
-from pipeline.stage import report
+from pipeline.runtime.cli import report
 from refinenet.errors import UserError
 
 

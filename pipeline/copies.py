@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from tqdm import tqdm
 
-from pipeline import progress
+from pipeline.runtime import progress
 from refinenet.atomic import whole_file
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import datasets, profiles, settings
+from pipeline.runtime.cli import report
 from pipeline.schema import Params, Profile, Training
-from pipeline.stage import report
 from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.errors import UserError

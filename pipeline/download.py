@@ -25,9 +25,9 @@ from typing import TypeVar
 
 from pipeline import accounts, archives, copies, settings
 from pipeline.copies import Known, StoppedError, say
-from pipeline.files import dvc_md5
+from pipeline.runtime.cli import main
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.schema import Download, Source
-from pipeline.stage import main
 from refinenet.atomic import whole_folder
 from refinenet.errors import UserError
 

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import progress, settings
-from pipeline.files import dvc_md5
+from pipeline import settings
 from pipeline.pictures import GAP, colour
-from pipeline.stage import main
+from pipeline.runtime import progress
+from pipeline.runtime.cli import main
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import track
 from pipeline.trained import Trained
 from refinenet.atomic import whole_file, whole_folder

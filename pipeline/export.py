@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.stage import report
+from pipeline.runtime.cli import report
 from refinenet.errors import UserError
 
 _EXAMPLES = """\

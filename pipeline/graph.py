@@ -189,7 +189,7 @@ def _status(repo: Any) -> dict[str, Any]:
 
 
 def be_the_engine() -> None:
-    """Let the stages that this process starts end when it does (pipeline/stage.py)."""
+    """Let the stages that this process starts end when it does (pipeline/runtime/cli.py)."""
     os.environ["PIPELINE_ENGINE"] = str(os.getpid())
 
 

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import dvc_md5
-from pipeline.progress import bar
-from pipeline.stage import report
+from pipeline.runtime.cli import report
+from pipeline.runtime.dvc_md5 import dvc_md5
+from pipeline.runtime.progress import bar
 from refinenet.errors import UserError
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.files import dvc_md5
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import PATIENCE, QUIET
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError

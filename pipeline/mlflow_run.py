@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import mlflow_database, registry
-from pipeline.files import dvc_md5
 from pipeline.mlflow_database import turn
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import Message
 from refinenet.atomic import birth, whole_file
 

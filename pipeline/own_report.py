@@ -17,10 +17,10 @@ from typing import Any
 from pipeline import chain, figures, overview, own_table, page
 from pipeline.chain import Archives, Link
 from pipeline.figures import Level
-from pipeline.files import dvc_md5
 from pipeline.published import NOT_PRINTED, PROTOCOLS
+from pipeline.runtime.cli import main
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.scores import Seeds
-from pipeline.stage import main
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
 

@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import progress
 from pipeline.datasets import decode
+from pipeline.runtime import progress
 from refinenet.atomic import whole_file, whole_folder
 from refinenet.errors import UserError
 

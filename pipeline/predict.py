@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline import progress
 from pipeline.photos import as_seen
 from pipeline.pictures import indexed, overlay
-from pipeline.stage import report
+from pipeline.runtime import progress
+from pipeline.runtime.cli import report
 from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Resizing
 from refinenet.data.split import IGNORE_INDEX, RGB, Array

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from pipeline import datasets, progress, settings
+from pipeline import datasets, settings
 from pipeline.datasets import Dataset, Reader
-from pipeline.stage import main
+from pipeline.runtime import progress
+from pipeline.runtime.cli import main
 from pipeline.workers import Workers, cores, measured
 from refinenet.atomic import whole_folder
 from refinenet.data.split import Schema

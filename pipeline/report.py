@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import chain, charts, datasets, figures, overview, page, scores, stage, summary, tables
+from pipeline import chain, charts, datasets, figures, overview, page, scores, summary, tables
 from pipeline.figures import Curve, Level
-from pipeline.files import dvc_md5
 from pipeline.published import NOT_PRINTED, PROTOCOLS, Source, Table, caveat, published, slug
+from pipeline.runtime import cli
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.scores import Scores
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
@@ -182,4 +183,4 @@ def report(root: Path = Path()) -> None:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0]).parse_args()
-    sys.exit(stage.report(report))
+    sys.exit(cli.report(report))

@@ -23,10 +23,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from pipeline import datasets, progress
+from pipeline import datasets
 from pipeline.datasets import cityscapes, decode, voc
 from pipeline.members import Archive
 from pipeline.rendered.encode import write_tar, write_zip
+from pipeline.runtime import progress
 from refinenet.data.split import Array, Split
 from refinenet.errors import UserError
 

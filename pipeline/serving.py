@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import dvc_md5
+from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:

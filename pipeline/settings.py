@@ -292,6 +292,6 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    from pipeline.stage import report
+    from pipeline.runtime.cli import report
 
     sys.exit(report(run))

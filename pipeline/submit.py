@@ -21,11 +21,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline import datasets, progress, server_answers, server_scores, settings
-from pipeline.files import dvc_md5
+from pipeline import datasets, server_answers, server_scores, settings
 from pipeline.published import published
+from pipeline.runtime import progress
+from pipeline.runtime.cli import report
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.servers import COMPETITIONS, SERVERS, Server
-from pipeline.stage import report
 from pipeline.trained import Trained
 from refinenet.atomic import sync, whole_file
 from refinenet.config import Protocol

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from pipeline import latex, stage, tables
+from pipeline import latex, tables
 from pipeline.beside import Cell, Line, lines
 from pipeline.published import NOT_PRINTED, PROTOCOLS, Table, caveat, published, slug, table
+from pipeline.runtime import cli
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
 
@@ -222,4 +223,4 @@ if __name__ == "__main__":
     what.add_argument("name", metavar="TABLE", nargs="?", help=", ".join(published()))
     what.add_argument("--readme", action="store_true", help="rewrite the block of tables in README.md")
     given = parser.parse_args()
-    sys.exit(stage.report(update_readme if given.readme else lambda: tabulate(given.name)))
+    sys.exit(cli.report(update_readme if given.readme else lambda: tabulate(given.name)))

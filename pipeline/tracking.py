@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.stage import Terminated
+from pipeline.runtime.cli import Terminated
 
 PATIENCE = 30.0  # seconds that a stage, once it is done, lets the database keep it waiting
 HANGING = 600.0  # seconds after which a writer that is neither done nor has given up is taken for hung
@@ -190,7 +190,7 @@ class _Writer:
 if __name__ == "__main__":
     import importlib
 
-    from pipeline.stage import report
+    from pipeline.runtime.cli import report
 
     # By name: a stage is rerun when what it imports changes (tests/test_graph.py), and this is no part of any.
     database = importlib.import_module("pipeline.mlflow_database")

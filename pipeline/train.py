@@ -19,11 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import progress, settings
-from pipeline.files import dvc_md5
-from pipeline.machine import device_load
+from pipeline import settings
+from pipeline.runtime import progress
+from pipeline.runtime.cli import Terminated, main, terminated
+from pipeline.runtime.device_load import device_load
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.schema import Phase, Source, Train
-from pipeline.stage import Terminated, main, terminated
 from pipeline.tracking import track
 from refinenet.atomic import whole_file
 from refinenet.data.concat import Joined
@@ -45,7 +46,7 @@ def run(name: str) -> None:
         pass_on(name, start)
         return
     if choice.recipe.processes > 1 and "WORLD_SIZE" not in os.environ:
-        from pipeline.launch import together as launch
+        from pipeline.runtime.torchrun import together as launch
 
         launch("pipeline.train", name, choice.recipe.processes, choice.device)
         return

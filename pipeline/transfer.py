@@ -10,8 +10,9 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from pipeline import accounts, copies, progress
+from pipeline import accounts, copies
 from pipeline.copies import CopyError, Known, StoppedError
+from pipeline.runtime import progress
 from refinenet.atomic import sync
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import settings
-from pipeline.stage import main, report
+from pipeline.runtime.cli import main, report
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
 

@@ -70,9 +70,10 @@ def dataset(**options: Any) -> Any:
 
 def prepare(**options: Any) -> None:
     """`python -m pipeline.prepare ade20k` in the current folder, with this data set in the place of ADE20K."""
-    from pipeline import prepare, stage
+    from pipeline import prepare
+    from pipeline.runtime import cli
 
     datasets.load = lambda name: dataset(**options)  # type: ignore[assignment, return-value]
     Path("data/raw/ade20k").mkdir(parents=True, exist_ok=True)
     Path("settings.json").write_text('{"prepare": {"ade20k": {}}}')
-    raise SystemExit(stage.report(lambda: prepare.run("ade20k")))
+    raise SystemExit(cli.report(lambda: prepare.run("ade20k")))

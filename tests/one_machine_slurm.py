@@ -56,7 +56,7 @@ SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 KillWait=60
-# A stage that was warned and has kept what it had ends with this code (pipeline/stage.py).
+# A stage that was warned and has kept what it had ends with this code (pipeline/runtime/cli.py).
 RequeueExit=75
 MinJobAge=3600
 {nodes}

@@ -23,7 +23,7 @@ from filelock import FileLock
 from http_server import DATA, MD5, Handler, Server, serve
 
 from pipeline import copies, download, prepare, settings, transfer
-from pipeline.files import dvc_md5
+from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.data.split import Split
 from refinenet.errors import UserError
 

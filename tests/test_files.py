@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.files import NOT_VERSIONED, dvc_md5
+from pipeline.runtime.dvc_md5 import NOT_VERSIONED, dvc_md5
 from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

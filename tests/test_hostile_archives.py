@@ -62,7 +62,7 @@ from hostile_files import (
 from tiny_archives import annotation, box, cell, gtcls, mat, png
 
 from pipeline import datasets, members, prepare
-from pipeline.stage import report
+from pipeline.runtime.cli import report
 
 CASES: dict[str, tuple[str, Change, str]] = {
     "tar: ..": ("voc", add(VOC, "../../outside/a"), r"/\.\./outside/a: a name that leads out"),

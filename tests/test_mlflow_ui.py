@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from thin_network import network
 
-from pipeline.files import dvc_md5
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import track
 
 if TYPE_CHECKING:

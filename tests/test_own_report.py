@@ -17,7 +17,7 @@ import pytest
 from test_report import Page
 
 from pipeline import own_report
-from pipeline.files import dvc_md5
+from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

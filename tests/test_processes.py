@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from pipeline import download, prepare, settings, weights
 from pipeline.graph import Stage
-from pipeline.stage import AGAIN
+from pipeline.runtime.cli import AGAIN
 from refinenet import device
 from refinenet.config import Recipe
 from refinenet.errors import UserError

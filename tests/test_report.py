@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from pipeline import charts, datasets, figures, overview, pictures, report, summary, tables, tabulate
 from pipeline import page as page_of_both
-from pipeline.files import dvc_md5
 from pipeline.published import published, slug
+from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.data.split import Schema, Split
 from refinenet.data.writer import write_split
 from refinenet.errors import UserError

@@ -18,7 +18,7 @@ import yaml
 from toy_training import RECIPE, run, write
 
 from pipeline import download, prepare, settings, weights
-from pipeline.stage import AGAIN
+from pipeline.runtime.cli import AGAIN
 from refinenet.config import Recipe
 from refinenet.data.split import Split
 from refinenet.training import checkpoints

@@ -27,9 +27,9 @@ from PIL import Image
 from thin_network import CLASSES, network
 
 from pipeline import predict, registry, tracking
-from pipeline.files import dvc_md5
 from pipeline.mlflow_database import find, main
 from pipeline.mlflow_run import Record
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import track
 from refinenet.errors import UserError
 

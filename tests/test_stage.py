@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import machine, progress, stage
+from pipeline.runtime import cli, device_load, progress
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = 300  # seconds; no test waits for them in vain
@@ -101,7 +101,7 @@ def end(process: subprocess.Popen[str], *signals: int) -> tuple[int, str]:
 
 def test_sigterm_ends_with_the_code_that_says_again() -> None:
     assert end(start("polls"), signal.SIGTERM) == (75, "terminated: voc-res101: goes on from step 7\n")
-    assert stage.AGAIN == os.EX_TEMPFAIL == 75
+    assert cli.AGAIN == os.EX_TEMPFAIL == 75
 
 
 def test_who_does_not_poll_ends_by_the_signal() -> None:
@@ -172,10 +172,10 @@ def test_what_an_earlier_process_did_shows_but_counts_for_no_rate(
 def test_load_of_a_cpu_is_the_memory_of_the_process() -> None:
     import torch
 
-    load = machine.device_load(torch.device("cpu"))
+    load = device_load.device_load(torch.device("cpu"))
     assert list(load) == ["memory_bytes"]
     held = b"x" * (64 << 20)
-    grown = machine.device_load(torch.device("cpu"))["memory_bytes"]
+    grown = device_load.device_load(torch.device("cpu"))["memory_bytes"]
     assert 1e7 < load["memory_bytes"] <= grown < 1e13
     assert grown >= len(held)
 
@@ -195,11 +195,11 @@ def test_load_of_a_gpu_goes_without_what_cannot_be_had(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "cuda", cuda)
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
     memory = {"memory_bytes": 300.0, "memory_reserved_bytes": 400.0}
-    assert machine.device_load(first) == memory | {"gpu_utilisation": 0.87}
+    assert device_load.device_load(first) == memory | {"gpu_utilisation": 0.87}
     cuda.utilization = refuse
-    assert machine.device_load(second) == machine.device_load(second) == memory
+    assert device_load.device_load(second) == device_load.device_load(second) == memory
     assert asked == [second]  # once refused, not asked again
-    machine._no_utilisation.clear()
+    device_load._no_utilisation.clear()
 
 
 @pytest.mark.gpu
@@ -209,6 +209,6 @@ def test_load_of_a_real_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     held = torch.zeros(1 << 20, device="cuda")
-    load = machine.device_load(held.device)
+    load = device_load.device_load(held.device)
     assert load["memory_reserved_bytes"] >= load["memory_bytes"] >= held.nbytes
     assert 0 <= load.get("gpu_utilisation", 0) <= 1

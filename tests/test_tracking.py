@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline import tracking
-from pipeline.files import dvc_md5
+from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import Run, track
 from refinenet.atomic import alive, birth
 

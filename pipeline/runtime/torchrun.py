@@ -8,7 +8,7 @@ import signal
 import sys
 import uuid
 
-from pipeline.stage import AGAIN, Terminated
+from pipeline.runtime.cli import AGAIN, Terminated
 
 
 def together(module: str, name: str, processes: int, device: str) -> None:

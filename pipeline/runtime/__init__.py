@@ -1,0 +1,1 @@
+"""What every process of the pipeline needs: command line, signals, progress, checksums as DVC's."""
