@@ -29,7 +29,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipeline.pictures import colour
+from pipeline.formats.label_images import colour
 from refinenet import metrics
 from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Recipe, Resizing

@@ -38,7 +38,7 @@ from torchvision.datasets import VOCSegmentation
 from torchvision.transforms.v2 import functional as tv
 
 from pipeline import datasets, rendered
-from pipeline.members import Archive
+from pipeline.formats.archive import Archive
 from pipeline.schema import Rendered
 from refinenet.data.augment import Packing
 from refinenet.data.crops import Crops, Window

@@ -39,7 +39,7 @@ from PIL import Image, features
 
 from pipeline import datasets, rendered
 from pipeline.datasets import Reader
-from pipeline.members import Archive
+from pipeline.formats.archive import Archive
 from pipeline.prepare import write
 from pipeline.schema import Rendered
 from pipeline.workers import Workers

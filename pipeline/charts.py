@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pipeline.pictures import ROLES, Picture
+from pipeline.formats.label_images import ROLES, Picture
 from refinenet.data.split import Array
 
 if TYPE_CHECKING:

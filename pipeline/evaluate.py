@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import settings
-from pipeline.pictures import GAP, colour
+from pipeline.formats.label_images import GAP, colour
 from pipeline.runtime import progress
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.datasets import decode
+from pipeline.formats import decode
 from pipeline.runtime import progress
 from refinenet.atomic import whole_file, whole_folder
 from refinenet.errors import UserError

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.photos import as_seen
-from pipeline.pictures import indexed, overlay
+from pipeline.formats.label_images import indexed, overlay
+from pipeline.formats.photo import as_seen
 from pipeline.runtime import progress
 from pipeline.runtime.cli import report
 from refinenet.atomic import whole_file

@@ -24,16 +24,17 @@ import numpy as np
 from PIL import Image
 
 from pipeline import datasets
-from pipeline.datasets import cityscapes, decode, voc
-from pipeline.members import Archive
-from pipeline.rendered.encode import write_tar, write_zip
+from pipeline.datasets import cityscapes, voc
+from pipeline.formats import decode, label_images
+from pipeline.formats.archive import Archive
+from pipeline.formats.encode import write_tar, write_zip
 from pipeline.runtime import progress
 from refinenet.data.split import Array, Split
 from refinenet.errors import UserError
 
 # VOC's two: comp5 may have seen nothing but VOC's own training and validation data, so no ImageNet, SBD or COCO.
 COMPETITIONS = {"comp5": "trained on VOC's own data only", "comp6": "trained on other data, too"}
-COLOUR_MAP = bytes(channel for colour in datasets.colour_map(256) for channel in colour)
+COLOUR_MAP = bytes(channel for colour in label_images.colour_map(256) for channel in colour)
 
 _COLOUR_TYPES = {"L": 0, "P": 3}  # as the PNG header has them
 

@@ -44,7 +44,7 @@ class Served:
         """
         import pandas as pd
 
-        from pipeline.pictures import indexed
+        from pipeline.formats.label_images import indexed
         from refinenet.config import Protocol
 
         told = params or {}
@@ -69,7 +69,7 @@ def _decoded(data: bytes, where: str) -> Array:
     """The bytes of an image file -> H x W x 3 uint8 RGB, upright. UserError where they are none."""
     from PIL import Image, UnidentifiedImageError
 
-    from pipeline.photos import as_seen
+    from pipeline.formats.photo import as_seen
 
     try:
         with Image.open(BytesIO(data)) as picture:

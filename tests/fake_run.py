@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import datasets, tabulate
+from pipeline import tabulate
+from pipeline.formats import label_images
 from pipeline.published import published
 from refinenet.data.split import Array, Schema
 from refinenet.data.writer import write_split
@@ -91,13 +92,13 @@ def write_run(root: Path, profile: str = "mini", train: int = 4, size: tuple[int
     for index, (name, count) in enumerate(COUNTS.items()):
         draw = np.random.default_rng(index)
         for split in SPLITS.get(name, ("train", "val")):
-            schema = Schema(name, split, tuple(classes(name)), datasets.colour_map(count, start=1))
+            schema = Schema(name, split, tuple(classes(name)), label_images.colour_map(count, start=1))
             (root / "data" / name).mkdir(parents=True, exist_ok=True)
             with write_split(root / "data" / name / f"{split}.arrow", schema) as writer:
                 for i in range(train if split == "train" else 2):
                     image, label = scene(draw, count, size[0] + 2 * i, size[1])
                     writer.add(f"{name}_{split}_{i:04}", image, None if split == "test" else label)
-    table = np.vstack([np.array(datasets.colour_map(150, start=1)), np.full((106, 3), 224)]).astype(np.uint8)
+    table = np.vstack([np.array(label_images.colour_map(150, start=1)), np.full((106, 3), 224)]).astype(np.uint8)
     for index, experiment in enumerate(all_experiments()):
         draw = np.random.default_rng(index)
         count = COUNTS[experiment.partition("-")[0]]

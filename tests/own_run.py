@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline import datasets, settings, tabulate
+from pipeline import settings, tabulate
+from pipeline.formats import label_images
 from refinenet.data.split import Schema
 from refinenet.data.writer import write_split
 
@@ -54,7 +55,7 @@ def write_run(root: Path) -> None:
     """All that the page of leaves reads."""
     write_project(root)
     draw = np.random.default_rng(0)
-    palette = datasets.colour_map(len(CLASSES))
+    palette = label_images.colour_map(len(CLASSES))
     table = np.full((256, 3), 224, np.uint8)
     table[: len(CLASSES)] = palette
     for split, count in (("train", 4), ("val", 2)):

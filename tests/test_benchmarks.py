@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline import datasets
+from pipeline.formats import label_images
 from refinenet import RefineNet
 from refinenet.data.split import Schema
 from refinenet.data.writer import write_split
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_learning_trains_scores_and_shows(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split, count in (("train", 5), ("val", 3)):
-        schema = Schema("voc", split, datasets.VOC_CLASSES, datasets.colour_map(21))
+        schema = Schema("voc", split, datasets.VOC_CLASSES, label_images.colour_map(21))
         with write_split(tmp_path / f"{split}.arrow", schema) as writer:
             for index in range(count):
                 label = np.repeat(rng.integers(0, 4, (1, 80), dtype=np.uint8), 64, 0)

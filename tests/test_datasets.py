@@ -23,8 +23,9 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from scipy.io import loadmat
 
-from pipeline import datasets, scratch
+from pipeline import datasets
 from pipeline.datasets import coco, nyud
+from pipeline.formats import anonymous_file
 from pipeline.rendered import render
 from pipeline.schema import Rendered
 from refinenet.errors import UserError
@@ -304,8 +305,10 @@ def test_copies_of_a_reader_unpack_nothing(name: str, tmp_path: Path, monkeypatc
     files, truth = tiny_archives.BUILD[name]()
     tiny_archives.pack(files, tmp_path / "raw" / name)
     filled: list[object] = []
-    original = scratch.Scratch.fill
-    monkeypatch.setattr(scratch.Scratch, "fill", lambda self, chunks: (filled.append(1), original(self, chunks))[1])
+    original = anonymous_file.Scratch.fill
+    monkeypatch.setattr(
+        anonymous_file.Scratch, "fill", lambda self, chunks: (filled.append(1), original(self, chunks))[1]
+    )
     reader = datasets.load(name).Reader(tmp_path / "raw" / name)
     assert len(filled) == 1
     data = pickle.dumps(reader)

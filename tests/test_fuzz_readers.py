@@ -27,9 +27,11 @@ from PIL import Image
 from scipy.io import savemat
 from tiny_archives import cell, gtcls, jpeg, png
 
-from pipeline import datasets, members
-from pipeline.datasets import coco, decode, person
-from pipeline.members import Archive
+from pipeline import datasets
+from pipeline.datasets import coco, person
+from pipeline.formats import archive as members
+from pipeline.formats import decode
+from pipeline.formats.archive import Archive
 from refinenet.errors import UserError
 
 EXAMPLES = int(os.environ.get("FUZZ", "100"))

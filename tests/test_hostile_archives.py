@@ -61,7 +61,8 @@ from hostile_files import (
 )
 from tiny_archives import annotation, box, cell, gtcls, mat, png
 
-from pipeline import datasets, members, prepare
+from pipeline import datasets, prepare
+from pipeline.formats import archive
 from pipeline.runtime.cli import report
 
 CASES: dict[str, tuple[str, Change, str]] = {
@@ -346,7 +347,7 @@ def test_one_line_and_nothing_else(
     tiny_archives.pack(tiny_archives.BUILD[name]()[0], raw)
     change(raw)
     if case in LIMITS:
-        monkeypatch.setattr(members, *LIMITS[case])
+        monkeypatch.setattr(archive, *LIMITS[case])
     before = tree(project.parent)
     seen = []
     code = report(lambda: prepare.run(name))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from pipeline import predict
-from pipeline.pictures import VOID_COLOUR, Entry, _above_legend, colour, legend, overlay
+from pipeline.formats.label_images import VOID_COLOUR, Entry, _above_legend, colour, legend, overlay
 from pipeline.predict import Found, Labeller, find, main, names
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing

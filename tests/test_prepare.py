@@ -25,8 +25,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from tiny_archives import Files, cell, gtcls, jpeg, mat, png
 
-from pipeline import datasets, members, prepare
+from pipeline import datasets, prepare
 from pipeline.datasets import ade20k, nyud
+from pipeline.formats import archive as members
 from refinenet.data.split import Schema, Split
 from refinenet.data.writer import write_split
 from refinenet.errors import UserError

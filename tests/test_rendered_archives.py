@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from pycocotools import mask
 
-from pipeline.rendered import cityscapes, deflate, nyud, pascal, polygons, render
+from pipeline.formats import deflate
+from pipeline.rendered import cityscapes, nyud, pascal, polygons, render
 from pipeline.schema import Rendered
 from refinenet.errors import UserError
 

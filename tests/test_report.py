@@ -19,8 +19,9 @@ from fake_run import COUNTS, SPLITS, all_experiments, classes, scene, write_metr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import charts, datasets, figures, overview, pictures, report, summary, tables, tabulate
+from pipeline import charts, figures, overview, report, summary, tables, tabulate
 from pipeline import page as page_of_both
+from pipeline.formats import label_images
 from pipeline.published import published, slug
 from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.data.split import Schema, Split
@@ -246,7 +247,7 @@ def test_the_numbers_of_a_data_set(name: str, run: Path, page: Page) -> None:
 
 
 def test_rare_classes_are_named(tmp_path: Path) -> None:
-    schema = Schema("voc", "train", tuple("abcdef"), datasets.colour_map(6))
+    schema = Schema("voc", "train", tuple("abcdef"), label_images.colour_map(6))
     with write_split(tmp_path / "data" / "voc" / "train.arrow", schema) as writer:
         label = np.zeros((100, 200), np.uint8)
         label[0] = 255
@@ -296,14 +297,14 @@ def test_contrast_is_aa_in_light_and_dark(run: Path) -> None:
         assert contrast(colours["warn"], colours["warn-page"]) >= 4.5
         assert contrast(colours["ink"], colours["bar"]) >= 4.5
         for role in ("ink", "quiet"):
-            assert contrast(pictures.ROLES[role][side], colours["page"]) >= 4.5
+            assert contrast(label_images.ROLES[role][side], colours["page"]) >= 4.5
         for pair in charts.SERIES:
             assert contrast(pair[side], colours["page"]) >= 3
 
 
 def test_names_from_data_are_escaped(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    schema = Schema("person", "train", ("<script>x</script>", *"abcdef"), datasets.colour_map(7))
+    schema = Schema("person", "train", ("<script>x</script>", *"abcdef"), label_images.colour_map(7))
     with write_split(tmp_path / "run" / "data" / "person" / "train.arrow", schema) as writer:
         writer.add('"><b>', *scene(np.random.default_rng(0), 7, 48, 64))
     html = report.html(tmp_path / "run")

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.io import savemat
 
-from pipeline import datasets
 from pipeline.datasets import ade20k, coco, context, nyud, sunrgbd
+from pipeline.formats import label_images
 
 Array = npt.NDArray[Any]
 Files = dict[str, Any]  # archive -> {member: bytes}, or the bytes of a plain file
@@ -36,7 +36,7 @@ def png(image: Array, palette: bool = False) -> bytes:
     picture = Image.fromarray(image)
     if palette:
         picture = picture.copy()
-        picture.putpalette(np.array(datasets.colour_map(256), np.uint8).tobytes())
+        picture.putpalette(np.array(label_images.colour_map(256), np.uint8).tobytes())
     picture.save(file, "PNG")
     return file.getvalue()
 

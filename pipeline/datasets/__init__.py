@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
-from pipeline.members import Archive
-from pipeline.scratch import Scratch
+from pipeline.formats.anonymous_file import Scratch
+from pipeline.formats.archive import Archive
 from refinenet.data.split import RGB, Array
 from refinenet.errors import UserError
 
@@ -36,7 +36,7 @@ class Reader(ABC):
     Samples are read one at a time and in any order, so memory stays bounded. Reading raises UserError, naming
     archive!member, for whatever the archives have wrong.
 
-    A reader pickles with the lists that it has read and the way to what it has unpacked (pipeline/scratch.py): reading
+    A reader pickles with the lists that it has read and the way to what it has unpacked (pipeline/formats/anonymous_file.py): reading
     can be spread over processes without doing that again in each. The reader that is pickled must stay open while its
     copies open themselves. What a subclass has as a cached_property, a copy makes anew.
     """
@@ -125,15 +125,3 @@ def load(name: str) -> Dataset:
     if name not in NAMES:
         raise UserError(f"no data set {name!r}; there are {', '.join(NAMES)}")
     return cast(Dataset, import_module(f"{__name__}.{name}"))
-
-
-def colour_map(count: int, start: int = 0) -> tuple[RGB, ...]:
-    """Entries `start` to `start + count - 1` of the VOC devkit's colour map (VOClabelcolormap.m).
-
-    The bits of the index are dealt to red, green and blue, highest bit first: neighbours differ strongly.
-    """
-    colours = []
-    for index in range(start, start + count):
-        rgb = [sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
-        colours.append((rgb[0], rgb[1], rgb[2]))
-    return tuple(colours)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pipeline import datasets
-from pipeline.datasets import decode
+from pipeline.formats import decode
 from refinenet.data.split import IGNORE_INDEX, Array
 from refinenet.errors import UserError
 

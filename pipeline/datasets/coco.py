@@ -28,15 +28,15 @@ from typing import Any
 import numpy as np
 
 from pipeline import datasets
-from pipeline.datasets import decode, json_items
-from pipeline.members import printable
-from pipeline.scratch import Scratch
+from pipeline.formats import decode, json_stream, label_images
+from pipeline.formats.anonymous_file import Scratch
+from pipeline.formats.archive import printable
 from refinenet.data.split import IGNORE_INDEX, Array
 from refinenet.errors import UserError
 
 TITLE = "MS COCO, VOC's classes"
 CLASSES = datasets.VOC_CLASSES
-PALETTE = datasets.colour_map(len(CLASSES))
+PALETTE = label_images.colour_map(len(CLASSES))
 COUNTS = {"train": 82783}
 
 # COCO's category of each class, and what COCO calls it; of background there is none.
@@ -107,7 +107,7 @@ class Reader(datasets.Reader):
 
         def objects() -> Iterator[bytes]:
             offset = 0
-            for key, item in json_items.read(self._annotations.chunks(_JSON), where):
+            for key, item in json_stream.read(self._annotations.chunks(_JSON), where):
                 if key == "images":
                     number, image = _image(item, where)
                     if number in images:

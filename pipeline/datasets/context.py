@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import datasets
-from pipeline.datasets import decode
+from pipeline.formats import decode, label_images
 from refinenet.data.split import Array
 from refinenet.errors import UserError
 
@@ -28,7 +28,7 @@ CLASSES = (
     *("mouse", "curtain", "platform", "sign", "plate", "road", "rock", "shelves", "sidewalk", "sky"),
     *("snow", "bedclothes", "track", "tree", "truck", "wall", "water", "window", "wood"),
 )
-PALETTE = datasets.colour_map(len(CLASSES))
+PALETTE = label_images.colour_map(len(CLASSES))
 COUNTS = {"train": 4998, "val": 5105}
 
 LABELS = 459

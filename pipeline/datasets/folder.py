@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from pipeline import datasets
-from pipeline.datasets import decode
+from pipeline.formats import decode, label_images
 from refinenet.data.split import IGNORE_INDEX, RGB, Array
 from refinenet.errors import UserError
 
@@ -182,14 +182,14 @@ def _photo(data: bytes, where: str) -> Array:
     """An image as H x W x 3 uint8 RGB, as people see it."""
     from PIL import Image
 
-    from pipeline import photos
+    from pipeline.formats import photo
 
     pixels = decode.photo(data, where)
     with Image.open(io.BytesIO(data)) as picture:
-        if photos.is_plain(picture):
+        if photo.is_plain(picture):
             return pixels
         try:
-            return photos.as_seen(picture)
+            return photo.as_seen(picture)
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
 
@@ -208,6 +208,6 @@ class Own:
 def dataset(name: str, about: Folder) -> datasets.Dataset:
     """The data set `name` as the profile says; UserError where that contradicts itself."""
     check(name, about)
-    palette = about.colours or datasets.colour_map(len(about.classes))
+    palette = about.colours or label_images.colour_map(len(about.classes))
     made = Own(about.title or name, about.classes, palette, partial(Reader, name=name, about=about))
     return cast(datasets.Dataset, made)

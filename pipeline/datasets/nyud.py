@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import datasets
-from pipeline.datasets import decode, hdf5
-from pipeline.members import printable
+from pipeline.formats import decode, hdf5, label_images
+from pipeline.formats.archive import printable
 from refinenet.data.split import IGNORE_INDEX, Array
 from refinenet.errors import UserError
 
@@ -34,7 +34,7 @@ CLASSES = (
     *("whiteboard", "person", "night stand", "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure"),
     *("otherfurniture", "otherprop"),
 )
-PALETTE = datasets.colour_map(len(CLASSES), start=1)
+PALETTE = label_images.colour_map(len(CLASSES), start=1)
 COUNTS = {"train": 795, "val": 654}
 
 LABELS = 894

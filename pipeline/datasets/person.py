@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 
 from pipeline import datasets
-from pipeline.datasets import decode
-from pipeline.members import printable
+from pipeline.formats import decode, label_images
+from pipeline.formats.archive import printable
 from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 TITLE = "PASCAL Person-Part"
 CLASSES = ("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs")
-PALETTE = datasets.colour_map(len(CLASSES))
+PALETTE = label_images.colour_map(len(CLASSES))
 COUNTS = {"train": 1716, "val": 1817}
 
 PARTS = {

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import datasets
-from pipeline.datasets import decode, hdf5
-from pipeline.members import printable
+from pipeline.formats import decode, hdf5, label_images
+from pipeline.formats.archive import printable
 from refinenet.data.split import IGNORE_INDEX, Array
 from refinenet.errors import UserError
 
@@ -32,7 +32,7 @@ CLASSES = (
     *("clothes", "ceiling", "books", "fridge", "tv", "paper", "towel", "shower_curtain", "box", "whiteboard"),
     *("person", "night_stand", "toilet", "sink", "lamp", "bathtub", "bag"),
 )
-PALETTE = datasets.colour_map(len(CLASSES), start=1)
+PALETTE = label_images.colour_map(len(CLASSES), start=1)
 COUNTS = {"train": 5285, "val": 5050}
 
 _SPLITS = {"train": "alltrain", "val": "alltest"}

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import datasets
-from pipeline.datasets import decode
+from pipeline.formats import decode, label_images
 from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 TITLE = "PASCAL VOC 2012"
 CLASSES = datasets.VOC_CLASSES
-PALETTE = datasets.colour_map(len(CLASSES))
+PALETTE = label_images.colour_map(len(CLASSES))
 COUNTS = {"train": 10582, "train_voc": 1464, "val": 1449, "test": 1456}
 
 _VOC = "VOCdevkit/VOC2012"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.datasets import ade20k
+from pipeline.formats.encode import Member, jpeg, lines, png, write_zip
 from pipeline.rendered.album import paint, shifted
-from pipeline.rendered.encode import Member, jpeg, lines, png, write_zip
 from pipeline.schema import Rendered
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets import cityscapes
+from pipeline.formats.encode import Member, png, write_zip
 from pipeline.rendered import polygons
 from pipeline.rendered.album import paint
-from pipeline.rendered.encode import Member, png, write_zip
 from pipeline.rendered.scene import World
 from pipeline.schema import Rendered
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets import coco
+from pipeline.formats.encode import jpeg, write_zip
 from pipeline.rendered import polygons
 from pipeline.rendered.album import Picture, paint
-from pipeline.rendered.encode import jpeg, write_zip
 from pipeline.schema import Rendered
 
 _OTHER = (13, "stop sign")  # a category that VOC does not have

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets import nyud
+from pipeline.formats.encode import Mat73, cells, characters, mat, write
 from pipeline.rendered.album import Picture, paint, variant
-from pipeline.rendered.encode import Mat73, cells, characters, mat, write
 from pipeline.schema import Rendered
 
 # The four structural classes (ground, structure, furniture, props) of the 40.

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets import context, person, voc
+from pipeline.formats.encode import Member, jpeg, lines, mat, png, voc_palette, write, write_tar, write_zip
 from pipeline.rendered.album import Picture, paint, variant
-from pipeline.rendered.encode import Member, jpeg, lines, mat, png, voc_palette, write, write_tar, write_zip
 from pipeline.rendered.scene import World
 from pipeline.schema import Rendered
 from refinenet.data.split import IGNORE_INDEX

@@ -7,7 +7,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.members import printable
+from pipeline.formats.archive import printable
 from refinenet.errors import UserError
 
 _ITEM_LIMIT = 1 << 24  # characters

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.datasets import colour_map
-from pipeline.rendered.deflate import gzip_file, zlib_stream
+from pipeline.formats.deflate import gzip_file, zlib_stream
+from pipeline.formats.label_images import colour_map
 from refinenet.atomic import whole_file
 
 Member = tuple[str, bytes]  # path inside an archive, content

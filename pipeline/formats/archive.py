@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, cast
 
-from pipeline.scratch import Scratch
+from pipeline.formats.anonymous_file import Scratch
 from refinenet.errors import UserError
 
 CHUNK = 1 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.members import printable
+from pipeline.formats.archive import printable
 from refinenet.errors import UserError
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import mat5
-from pipeline.members import printable
+from pipeline.formats import mat5
+from pipeline.formats.archive import printable
 from refinenet.data.split import Array
 from refinenet.errors import UserError
 

@@ -171,3 +171,15 @@ def _encode(picture: Image.Image, kind: str, alt: str, **options: object) -> Pic
     data = io.BytesIO()
     picture.save(data, kind, **options)
     return Picture(f"data:image/{kind};base64,{b64encode(data.getvalue()).decode()}", alt, *picture.size)
+
+
+def colour_map(count: int, start: int = 0) -> tuple[RGB, ...]:
+    """Entries `start` to `start + count - 1` of the VOC devkit's colour map (VOClabelcolormap.m).
+
+    The bits of the index are dealt to red, green and blue, highest bit first: neighbours differ strongly.
+    """
+    colours = []
+    for index in range(start, start + count):
+        rgb = [sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
+        colours.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colours)

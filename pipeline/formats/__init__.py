@@ -1,0 +1,1 @@
+"""File formats: read within limits, written bit for bit the same everywhere."""
