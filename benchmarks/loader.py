@@ -37,7 +37,7 @@ from torchvision import tv_tensors
 from torchvision.datasets import VOCSegmentation
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline import datasets, rendered
+from pipeline import datasets, synthetic
 from pipeline.formats.archive import Archive
 from pipeline.schema import Rendered
 from refinenet.data.augment import Packing
@@ -223,7 +223,7 @@ def main() -> None:
         if raw is None:
             raw = folder / "raw"
             raw.mkdir()
-            rendered.render("voc", Rendered(train=200, val=4, height=375, width=500), raw)
+            synthetic.render("voc", Rendered(train=200, val=4, height=375, width=500), raw)
         split = make(raw, folder)
         ours = Ours(split, given.batch, device)
         data = VOCSegmentation(folder, "2012", "train", transforms=augment)

@@ -37,7 +37,7 @@ import numpy as np
 import pyarrow
 from PIL import Image, features
 
-from pipeline import datasets, rendered
+from pipeline import datasets, synthetic
 from pipeline.datasets import Reader
 from pipeline.formats.archive import Archive
 from pipeline.prepare import write
@@ -244,7 +244,7 @@ def peak(project: Path, cores: int) -> float:
 
 def memory(cores: Sequence[int], rounds: int, folder: Path) -> None:
     """Print peaks for 100 and for 2,000 images."""
-    rendered.render("ade20k", DRAWN["ade20k"], folder)
+    synthetic.render("ade20k", DRAWN["ade20k"], folder)
     for images in (100, 2000):
         project = folder / str(images)
         copies(folder, images, project / "data/raw/ade20k")
@@ -281,7 +281,7 @@ def main() -> None:
             else:
                 raw = Path(folder, name)
                 raw.mkdir()
-                rendered.render(name, DRAWN[name], raw)
+                synthetic.render(name, DRAWN[name], raw)
             speed(name, raw, given.cores, given.rounds, given.images, Path(folder))
 
 

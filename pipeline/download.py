@@ -47,10 +47,10 @@ def run(name: str) -> None:
         pack.pack(name, wanted.own, folder)
         return
     if wanted.rendered is not None:
-        from pipeline import rendered
+        from pipeline import synthetic
 
         with whole_folder(folder) as part:
-            rendered.render(name, wanted.rendered, part)
+            synthetic.render(name, wanted.rendered, part)
         return
     if not wanted.archives:
         raise UserError(f"settings.json: download.{name} has neither archives nor `rendered`")

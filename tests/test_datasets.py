@@ -26,8 +26,8 @@ from scipy.io import loadmat
 from pipeline import datasets
 from pipeline.datasets import coco, nyud
 from pipeline.formats import anonymous_file
-from pipeline.rendered import render
 from pipeline.schema import Rendered
+from pipeline.synthetic import render
 from refinenet.errors import UserError
 
 Array = npt.NDArray[Any]

@@ -27,8 +27,8 @@ from PIL import Image, ImageDraw
 from pycocotools import mask
 
 from pipeline.formats import deflate
-from pipeline.rendered import cityscapes, nyud, pascal, polygons, render
 from pipeline.schema import Rendered
+from pipeline.synthetic import cityscapes, nyud, pascal, polygons, render
 from refinenet.errors import UserError
 
 SMALL = Rendered(train=9, val=6)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.rendered import catalogue, shapes, textures
-from pipeline.rendered.scene import LEAST, VOID, Drawn, Kind, World
+from pipeline.synthetic import catalogue, shapes, textures
+from pipeline.synthetic.scene import LEAST, VOID, Drawn, Kind, World
 
 KINDS: dict[str, Kind] = {
     "voc": "objects",

@@ -29,10 +29,10 @@ from PIL import Image
 
 from pipeline import datasets, evaluate, server_scores, submit, tabulate
 from pipeline.published import published
-from pipeline.rendered import render
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.schema import Rendered
 from pipeline.servers import SERVERS
+from pipeline.synthetic import render
 from pipeline.tracking import Run
 from pipeline.trained import Trained
 from refinenet import RefineNet

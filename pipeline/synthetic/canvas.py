@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.rendered.catalogue import Look
-from pipeline.rendered.shapes import Points
-from pipeline.rendered.textures import TEXTURES, Colour, Dice, Field, bright, cosine, jittered, mixed, sine
+from pipeline.synthetic.catalogue import Look
+from pipeline.synthetic.shapes import Points
+from pipeline.synthetic.textures import TEXTURES, Colour, Dice, Field, bright, cosine, jittered, mixed, sine
 
 SCALE = 3  # colours are painted at three times the size and averaged; labels are taken at pixel centres
 VOID = 255

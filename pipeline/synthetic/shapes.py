@@ -7,7 +7,7 @@ import math
 import re
 from pathlib import Path
 
-from pipeline.rendered.textures import TURN, cosine, sine
+from pipeline.synthetic.textures import TURN, cosine, sine
 
 Points = list[tuple[float, float]]
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline.datasets import ade20k
 from pipeline.formats.encode import Member, jpeg, lines, png, write_zip
-from pipeline.rendered.album import paint, shifted
 from pipeline.schema import Rendered
+from pipeline.synthetic.album import paint, shifted
 
 
 def render(settings: Rendered, folder: Path) -> None:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.datasets import coco
 from pipeline.formats.encode import jpeg, write_zip
-from pipeline.rendered import polygons
-from pipeline.rendered.album import Picture, paint
 from pipeline.schema import Rendered
+from pipeline.synthetic import polygons
+from pipeline.synthetic.album import Picture, paint
 
 _OTHER = (13, "stop sign")  # a category that VOC does not have
 _LEAST = 12  # pixels of a region that is worth a polygon

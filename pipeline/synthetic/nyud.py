@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.datasets import nyud
 from pipeline.formats.encode import Mat73, cells, characters, mat, write
-from pipeline.rendered.album import Picture, paint, variant
 from pipeline.schema import Rendered
+from pipeline.synthetic.album import Picture, paint, variant
 
 # The four structural classes (ground, structure, furniture, props) of the 40.
 _SUPER = "2133333223422332344442434442424334434234"

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.rendered.backdrop import Backdrop, Cast
-from pipeline.rendered.canvas import SCALE, VOID, Paint, Piece, Stamp, material
-from pipeline.rendered.catalogue import SURFACES, Look, look
-from pipeline.rendered.figure import POSES, figure
-from pipeline.rendered.shapes import shapes
-from pipeline.rendered.textures import Dice, mixed
+from pipeline.synthetic.backdrop import Backdrop, Cast
+from pipeline.synthetic.canvas import SCALE, VOID, Paint, Piece, Stamp, material
+from pipeline.synthetic.catalogue import SURFACES, Look, look
+from pipeline.synthetic.figure import POSES, figure
+from pipeline.synthetic.shapes import shapes
+from pipeline.synthetic.textures import Dice, mixed
 
 STREET = ("road", "building", "sky")
 VEHICLES = ("car", "bus", "truck", "train", "van", "motorbike", "bicycle", "-")

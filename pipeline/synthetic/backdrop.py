@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.rendered.canvas import SCALE, Canvas, Piece, material
-from pipeline.rendered.catalogue import Look, look
-from pipeline.rendered.shapes import Points, ellipse, smooth
-from pipeline.rendered.textures import Dice
+from pipeline.synthetic.canvas import SCALE, Canvas, Piece, material
+from pipeline.synthetic.catalogue import Look, look
+from pipeline.synthetic.shapes import Points, ellipse, smooth
+from pipeline.synthetic.textures import Dice
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.rendered.shapes import Part, Points, ellipse, line, smooth
-from pipeline.rendered.textures import Dice, cosine, sine
+from pipeline.synthetic.shapes import Part, Points, ellipse, line, smooth
+from pipeline.synthetic.textures import Dice, cosine, sine
 
 # Angles in 1/256 turns, 0 hangs down, positive to the right: torso; left upper arm, elbow, thigh, knee; right ones.
 POSES = {

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.datasets import sunrgbd
 from pipeline.formats.encode import Mat73, Member, cells, jpeg, mat, write_zip
-from pipeline.rendered.album import Picture, paint, shifted
 from pipeline.schema import Rendered
+from pipeline.synthetic.album import Picture, paint, shifted
 
 _HOME = "/n/fs/sun3d/data/"  # where the authors had it: the prefix of every path in the metadata
 _FIELDS = (

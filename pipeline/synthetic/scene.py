@@ -16,11 +16,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.rendered.backdrop import Cast
-from pipeline.rendered.canvas import VOID as VOID
-from pipeline.rendered.catalogue import SURFACES, look
-from pipeline.rendered.layout import Layout
-from pipeline.rendered.textures import Dice
+from pipeline.synthetic.backdrop import Cast
+from pipeline.synthetic.canvas import VOID as VOID
+from pipeline.synthetic.catalogue import SURFACES, look
+from pipeline.synthetic.layout import Layout
+from pipeline.synthetic.textures import Dice
 
 Kind = Literal["objects", "indoor", "street", "outdoor", "people"]
 LEAST = 20  # pixels of each required class

@@ -12,7 +12,7 @@ import functools
 import zlib
 from dataclasses import dataclass
 
-from pipeline.rendered.textures import TEXTURES, Colour, Dice, bright, hue, parse_colour
+from pipeline.synthetic.textures import TEXTURES, Colour, Dice, bright, hue, parse_colour
 
 LOOKS = """
 sky sky o - 0 8fc4f0/ffffff/eaf4fc clouds

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from pipeline.datasets import cityscapes
 from pipeline.formats.encode import Member, png, write_zip
-from pipeline.rendered import polygons
-from pipeline.rendered.album import paint
-from pipeline.rendered.scene import World
 from pipeline.schema import Rendered
+from pipeline.synthetic import polygons
+from pipeline.synthetic.album import paint
+from pipeline.synthetic.scene import World
 
 _VOID_IDS = {"ego vehicle": 1, "rectification border": 2, "out of roi": 3}
 _ID_OF = {**_VOID_IDS, **dict(zip(cityscapes.CLASSES, cityscapes.LABEL_IDS, strict=True))}

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.datasets import context, person, voc
 from pipeline.formats.encode import Member, jpeg, lines, mat, png, voc_palette, write, write_tar, write_zip
-from pipeline.rendered.album import Picture, paint, variant
-from pipeline.rendered.scene import World
 from pipeline.schema import Rendered
+from pipeline.synthetic.album import Picture, paint, variant
+from pipeline.synthetic.scene import World
 from refinenet.data.split import IGNORE_INDEX
 
 _VOC2010 = "VOCtrainval_03-May-2010.tar"

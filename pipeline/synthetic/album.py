@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.rendered.scene import Kind, World
 from pipeline.schema import Rendered
+from pipeline.synthetic.scene import Kind, World
 from refinenet.data.split import IGNORE_INDEX
 
 Split = Literal["train", "val"]
