@@ -39,10 +39,10 @@ from PIL import Image, features
 
 from pipeline import datasets, synthetic
 from pipeline.datasets import Reader
+from pipeline.datasets.pool import Workers
 from pipeline.formats.archive import Archive
 from pipeline.prepare import write
 from pipeline.schema import Rendered
-from pipeline.workers import Workers
 from refinenet.data.split import Schema
 from refinenet.data.writer import write_split
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pipeline import datasets, settings
 from pipeline.datasets import Dataset, Reader
+from pipeline.datasets.pool import Workers, cores, measured
 from pipeline.runtime import progress
 from pipeline.runtime.cli import main
-from pipeline.workers import Workers, cores, measured
 from refinenet.atomic import whole_folder
 from refinenet.data.split import Schema
 from refinenet.data.writer import SplitWriter, write_split
@@ -30,9 +30,9 @@ def run(name: str) -> None:
     """Prepare the data set `name`. UserError, in one line, for an archive that is not as the official one."""
     wanted = settings.load("prepare", name)
     if wanted.own:
-        from pipeline.datasets import folder
+        from pipeline.datasets import custom
 
-        dataset = folder.dataset(name, wanted.own)
+        dataset = custom.dataset(name, wanted.own)
     else:
         dataset = datasets.load(name)
     raw = DATA / "raw" / name

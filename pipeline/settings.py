@@ -21,7 +21,7 @@ from typing import Any, Literal, overload
 from urllib.parse import urlsplit
 
 from pipeline import copies
-from pipeline.datasets import folder
+from pipeline.datasets import custom
 from pipeline.profiles import PARAMS, PROFILES, bases, merge, read_params, read_profile
 from pipeline.schema import (
     STAGES,
@@ -107,7 +107,7 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
         if not any(experiment.data == data for experiment in params.experiments.values()):
             raise UserError(f"{PARAMS}: no experiment with data: {data}, expected one or more for its table")
         try:
-            folder.check(data, profile.own[data])
+            custom.check(data, profile.own[data])
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         settings["download"][data] = {"own": asdict(profile.own[data])}

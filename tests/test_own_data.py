@@ -30,7 +30,7 @@ from own_run import scores as leaves
 from PIL import Image
 
 from pipeline import pack, schema, settings, tabulate
-from pipeline.datasets import folder
+from pipeline.datasets import custom
 from pipeline.schema import Folder
 from refinenet.data.split import Array, Schema, Split
 from refinenet.data.writer import write_split
@@ -74,14 +74,14 @@ def packed(about: Folder = ABOUT) -> Path:
 def samples(about: Folder = ABOUT) -> dict[str, tuple[Array, Array]]:
     """Every sample of both splits, read from what `pack` packs."""
     packed(about)
-    with folder.dataset("leaves", about).Reader(Path("raw")) as reader:
+    with custom.dataset("leaves", about).Reader(Path("raw")) as reader:
         found = {name: reader.read(split, name) for split in ("train", "val") for name in reader.names(split)}
     return {name: (image, label) for name, (image, label) in found.items() if label is not None}
 
 
 def lists(about: Folder = ABOUT) -> dict[str, list[str]]:
     packed(about)
-    with folder.dataset("leaves", about).Reader(Path("raw")) as reader:
+    with custom.dataset("leaves", about).Reader(Path("raw")) as reader:
         return {split: reader.names(split) for split in ("train", "val")}
 
 
@@ -124,7 +124,7 @@ def test_every_pixel_of_every_kind_of_mask(here: Path) -> None:
                 writer.add(name, image, label)
         written[kind] = Path(f"{kind}.arrow").read_bytes()
         palette = COLOURS if kind == "colour" else ((0, 0, 0), (128, 0, 0), (0, 128, 0))  # VOC's
-        assert palette == folder.dataset("leaves", about).PALETTE
+        assert palette == custom.dataset("leaves", about).PALETTE
     assert written["index"] == written["palette"] == written["colour"]
 
 
@@ -165,7 +165,7 @@ def test_images_are_read_as_people_see_them(here: Path) -> None:
 
 def test_a_reader_that_is_sent_to_another_process(here: Path) -> None:
     packed()
-    with folder.dataset("leaves", ABOUT).Reader(Path("raw")) as reader, pickle.loads(pickle.dumps(reader)) as copy:
+    with custom.dataset("leaves", ABOUT).Reader(Path("raw")) as reader, pickle.loads(pickle.dumps(reader)) as copy:
         for split in ("train", "val"):
             assert copy.names(split) == reader.names(split)
             for name in copy.names(split):
@@ -271,15 +271,15 @@ names_of_images = st.sets(st.text(min_size=1, max_size=8), min_size=2, max_size=
 @given(names=names_of_images, share=st.floats(0.01, 0.99), seed=st.integers(0, 9), more=names_of_images)
 def test_drawn_splits(names: set[str], share: float, seed: int, more: set[str]) -> None:
     """Disjoint, complete, never empty, of no order; nobody changes sides when others come, but a stand-in."""
-    train, val = folder.split(names, share, seed)
+    train, val = custom.split(names, share, seed)
     assert set(train) | set(val) == names
     assert not set(train) & set(val)
     assert train == sorted(train)
     assert val == sorted(val)
     assert train
     assert val
-    assert folder.split(sorted(names, reverse=True), share, seed) == (train, val)
-    later_train, later_val = folder.split(names | more, share, seed)
+    assert custom.split(sorted(names, reverse=True), share, seed) == (train, val)
+    later_train, later_val = custom.split(names | more, share, seed)
     moved = (set(train) & set(later_val)) | (set(val) & set(later_train))
     assert len(moved) <= 1
     assert not moved or moved in (set(train), set(val))
@@ -287,11 +287,11 @@ def test_drawn_splits(names: set[str], share: float, seed: int, more: set[str]) 
 
 def test_drawn_splits_have_their_share() -> None:
     names = [f"{i:05}" for i in range(10000)]
-    val = folder.split(names, 0.2, 0)[1]
+    val = custom.split(names, 0.2, 0)[1]
     assert 1900 < len(val) < 2100
-    assert 300 < len(set(val) & set(folder.split(names, 0.2, 1)[1])) < 500
+    assert 300 < len(set(val) & set(custom.split(names, 0.2, 1)[1])) < 500
     # What this very machine must draw, as any other.
-    assert folder.split(names[:20], 0.2, 0)[1] == ["00003", "00018", "00019"]
+    assert custom.split(names[:20], 0.2, 0)[1] == ["00003", "00018", "00019"]
 
 
 def test_lists(here: Path) -> None:
@@ -476,7 +476,7 @@ def test_settings_that_contradict_themselves(here: Path, mistake: str) -> None:
     about = schema.build(Folder, {"images": "photos", "masks": "masks", "classes": ABOUT.classes, **values}, "x")
     refused(message, about)
     with pytest.raises(UserError, match=message):
-        folder.dataset("leaves", about)
+        custom.dataset("leaves", about)
 
 
 def test_the_environment(here: Path) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from made_up_reader import Reader
 
-from pipeline import datasets, graph, prepare, workers
+from pipeline import datasets, graph, prepare
+from pipeline.datasets import pool
 from refinenet.atomic import alive
 from refinenet.data.split import Schema, Split
 from refinenet.data.writer import write_split
@@ -55,7 +56,7 @@ def test_same_bytes_whoever_reads(made: Callable[..., None], monkeypatch: pytest
     assert list(alone) == ["test.arrow", "train.arrow", "val.arrow"]
     made(2, count=70)
     assert written() == alone
-    monkeypatch.setattr(workers, "LARGE", 0)  # dealt one by one, as large images are
+    monkeypatch.setattr(pool, "LARGE", 0)  # dealt one by one, as large images are
     made(3, count=70)
     assert written() == alone
     reader = Reader(Path("raw"))
@@ -95,7 +96,7 @@ def test_a_worker_is_killed(tmp_path: Path) -> None:
     """As the system does where memory runs out."""
     reader = Reader(tmp_path, 2000, seconds=0.001)
 
-    def kill_one(crew: workers.Workers) -> None:
+    def kill_one(crew: pool.Workers) -> None:
         with write_split(tmp_path / "train.arrow", SCHEMA) as writer:
             for done, _ in enumerate(crew.write(reader.names("train"), writer)):
                 if done == 20:
@@ -104,7 +105,7 @@ def test_a_worker_is_killed(tmp_path: Path) -> None:
     message = (
         rf"^{tmp_path}: the process that read train.* was killed \(SIGKILL\); .* PIPELINE_CORES=1 needs the least$"
     )
-    with workers.Workers(reader, 2) as crew, pytest.raises(UserError, match=message) as error:
+    with pool.Workers(reader, 2) as crew, pytest.raises(UserError, match=message) as error:
         kill_one(crew)
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == []  # noqa: PTH208
@@ -113,7 +114,7 @@ def test_a_worker_is_killed(tmp_path: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     reader = Reader(tmp_path, 20)
-    with workers.Workers(reader, 2) as crew, write_split(tmp_path / "train.arrow", SCHEMA) as writer:
+    with pool.Workers(reader, 2) as crew, write_split(tmp_path / "train.arrow", SCHEMA) as writer:
         writer.path = Path("/dev/full")
         with pytest.raises(OSError, match="No space left") as error:
             list(crew.write(reader.names("train"), writer))
@@ -199,14 +200,14 @@ def test_how_many_processes(
     made: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("PIPELINE_CORES", raising=False)
-    assert workers.cores() == len(os.sched_getaffinity(0))
+    assert pool.cores() == len(os.sched_getaffinity(0))
     for wrong in ("0", "all", "-1", ""):
         monkeypatch.setenv("PIPELINE_CORES", wrong)
         with pytest.raises(UserError, match=f"^PIPELINE_CORES is '{wrong}', expected a whole number from 1$"):
-            workers.cores()
+            pool.cores()
     started: list[int] = []
 
-    class Counted(workers.Workers):
+    class Counted(pool.Workers):
         def __init__(self, reader: datasets.Reader, count: int) -> None:
             started.append(count)
             super().__init__(reader, count)
