@@ -38,8 +38,8 @@ from torchvision.datasets import VOCSegmentation
 from torchvision.transforms.v2 import functional as tv
 
 from pipeline import datasets, synthetic
+from pipeline.config.schema import Rendered
 from pipeline.formats.archive import Archive
-from pipeline.schema import Rendered
 from refinenet.data.augment import Packing
 from refinenet.data.crops import Crops, Window
 from refinenet.data.loader import Loader

@@ -38,11 +38,11 @@ import pyarrow
 from PIL import Image, features
 
 from pipeline import datasets, synthetic
+from pipeline.config.schema import Rendered
 from pipeline.datasets import Reader
 from pipeline.datasets.pool import Workers
 from pipeline.formats.archive import Archive
 from pipeline.prepare import write
-from pipeline.schema import Rendered
 from refinenet.data.split import Schema
 from refinenet.data.writer import write_split
 

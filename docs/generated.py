@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline import datasets, profiles, settings
+from pipeline import datasets
+from pipeline.config import profiles, resolve
 from pipeline.published import NOT_PRINTED, published
 from refinenet.atomic import whole_file
 from refinenet.config import Recipe
@@ -74,7 +75,7 @@ def trainings() -> list[tuple[str, ...]]:
     profile, where = profiles.read_profile("paper")
     lines = []
     for name, training in {**params.pretrainings, **params.experiments}.items():
-        made = settings.told_of(name, training, params, profile, where)
+        made = resolve.told_of(name, training, params, profile, where)
         recipe, phases = Recipe(**made["recipe"]), made["phases"]
         network = f"{made['network']['cascade']}, {made['network']['pools']} pools"
         on = "; ".join(

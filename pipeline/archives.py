@@ -16,7 +16,7 @@ from pipeline.transfer import Transfer, forget, partial_of, size_of
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.schema import Source
+    from pipeline.config.schema import Source
 
 
 class Room:

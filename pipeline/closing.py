@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import profiles
+from pipeline.config import profiles
 from pipeline.published import caveat, published
 from pipeline.runtime.cli import report
 from refinenet.errors import UserError

@@ -19,7 +19,7 @@ from pipeline.runtime import progress
 from refinenet.atomic import whole_file
 
 if TYPE_CHECKING:
-    from pipeline.schema import Source
+    from pipeline.config.schema import Source
 
 STORE = Path("data/archives")  # <data set>/<file>: what was fetched, or links to what was found
 INCOMING = Path("data/incoming")  # <data set>/<file>: what a person put in place

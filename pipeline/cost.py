@@ -20,9 +20,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import datasets, profiles, settings
+from pipeline import datasets
+from pipeline.config import profiles, resolve
+from pipeline.config.schema import Params, Profile, Training
 from pipeline.runtime.cli import report
-from pipeline.schema import Params, Profile, Training
 from refinenet.atomic import whole_file
 from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.errors import UserError
@@ -121,7 +122,7 @@ def works(params: Params, profile: Profile, where: str) -> list[Work]:
     for name, training in rows.items():
         if training.data in params.own:
             continue  # nobody has said how large its images are
-        made = settings.told_of(name, training, params, profile, where)
+        made = resolve.told_of(name, training, params, profile, where)
         recipe, early = Recipe(**made["recipe"]), name in params.pretrainings
         if early and not made["phases"]:
             continue  # it passes its start on

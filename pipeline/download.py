@@ -23,11 +23,12 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TypeVar
 
-from pipeline import accounts, archives, copies, settings
+from pipeline import accounts, archives, copies
+from pipeline.config import resolve
+from pipeline.config.schema import Download, Source
 from pipeline.copies import Known, StoppedError, say
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.schema import Download, Source
 from refinenet.atomic import whole_folder
 from refinenet.errors import UserError
 
@@ -39,7 +40,7 @@ _T = TypeVar("_T")
 
 def run(name: str) -> None:
     """Bring or draw the archives of the data set `name`; UserError for what the user can put right."""
-    wanted = settings.load("download", name)
+    wanted = resolve.load("download", name)
     folder = RAW / name
     if wanted.own is not None:
         from pipeline import pack
@@ -246,7 +247,7 @@ def _recorded(name: str, wanted: Download) -> tuple[str, int]:
     try:
         text = Path("dvc.lock").read_text(encoding="utf-8")
         entry = yaml.load(text, yaml.CSafeLoader)["stages"][f"download@{name}"]
-        values = entry["params"][str(settings.SETTINGS)][f"download.{name}"]
+        values = entry["params"][str(resolve.SETTINGS)][f"download.{name}"]
         (out,) = (out for out in entry["outs"] if out["path"] == str(RAW / name))
         same = values == json.loads(json.dumps(asdict(wanted)))
         return (str(out["md5"]), int(out["nfiles"])) if same else ("", 0)

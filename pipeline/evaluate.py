@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import settings
+from pipeline.config import resolve
 from pipeline.formats.label_images import GAP, colour
 from pipeline.runtime import progress
 from pipeline.runtime.cli import main
@@ -85,7 +85,7 @@ def batches(sizes: Integers, most: int) -> list[list[int]]:
 
 def run(name: str) -> None:
     """Evaluate the experiment `name` as settings.json says."""
-    choice = settings.load("evaluate", name)
+    choice = resolve.load("evaluate", name)
     data = Path("data") / choice.data
     split = Split(data / "val.arrow")
     classes, palette = split.schema.classes, split.schema.palette

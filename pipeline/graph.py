@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pipeline import pack, schema, settings
+from pipeline import pack
+from pipeline.config import resolve, schema
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
 
@@ -89,7 +90,7 @@ def _look_up(values: Mapping[str, Any], key: str) -> Any:
 
 def stages(repo: Any) -> list[Stage]:
     """All stages of `repo`'s index (dvc.repo.Repo), in its order. UserError where the settings do not resolve."""
-    resolved = settings.resolve()
+    resolved = resolve.resolve()
     produced = {out.def_path for stage in repo.index.stages for out in stage.outs}
     found = []
     for stage in repo.index.stages:
@@ -238,7 +239,7 @@ def _unseen(stage: Stage) -> bool:
     for key, value in stage.params.items():
         kind, _, name = key.partition(".")
         if kind == "download" and value["own"] is not None:
-            about = schema.build(schema.Folder, value["own"], f"{settings.SETTINGS}: {key}")
+            about = schema.build(schema.Folder, value["own"], f"{resolve.SETTINGS}: {key}")
             return pack.outdated(name, about, Path(stage.outputs[0]))
     return False
 
@@ -255,10 +256,10 @@ def _modified(stage: Any, told: Sequence[Any]) -> bool:
 def _stale_settings() -> bool:
     """Whether settings.json, whatever its time, is not what params.yaml and the profile resolve to."""
     try:
-        told = json.loads(settings.SETTINGS.read_bytes())
+        told = json.loads(resolve.SETTINGS.read_bytes())
     except (FileNotFoundError, ValueError):
         return True
-    return json.dumps(told, sort_keys=True) != json.dumps(settings.resolve(), sort_keys=True)
+    return json.dumps(told, sort_keys=True) != json.dumps(resolve.resolve(), sort_keys=True)
 
 
 def settle(repo: Any, known: Sequence[Stage], elsewhere: bool = False) -> None:

@@ -14,8 +14,9 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import latex, scores, settings, tables
-from pipeline.profiles import PARAMS
+from pipeline import latex, scores, tables
+from pipeline.config import resolve
+from pipeline.config.profiles import PARAMS
 from pipeline.published import NOT_PRINTED, PROTOCOLS, published
 from pipeline.scores import Scores, Seeds
 from refinenet.errors import UserError
@@ -30,7 +31,7 @@ WIDTH = 256  # of the paper's decoder
 
 def _runs(name: str, root: Path) -> tuple[str, list[str], list[Seeds]]:
     """Title and classes of the data set `name`, and the scores of its experiments in the order of params.yaml."""
-    resolved = settings.resolve() if PARAMS.is_file() else {}
+    resolved = resolve.resolve() if PARAMS.is_file() else {}
     own = {data: value["own"] for data, value in resolved.get("prepare", {}).items() if value["own"] is not None}
     if name not in own:
         raise UserError(f"no table {name!r}; the tables are {', '.join([*published(), *own])}")

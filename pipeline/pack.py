@@ -30,7 +30,7 @@ from refinenet.atomic import whole_file, whole_folder
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.schema import Folder
+    from pipeline.config.schema import Folder
 
 IMAGES, MASKS = (".jpg", ".jpeg", ".png"), (".png",)
 CHUNK = 1 << 20

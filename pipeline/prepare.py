@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from pipeline import datasets, settings
+from pipeline import datasets
+from pipeline.config import resolve
 from pipeline.datasets import Dataset, Reader
 from pipeline.datasets.pool import Workers, cores, measured
 from pipeline.runtime import progress
@@ -28,7 +29,7 @@ SMALL = 100  # images that are read before another process has started
 
 def run(name: str) -> None:
     """Prepare the data set `name`. UserError, in one line, for an archive that is not as the official one."""
-    wanted = settings.load("prepare", name)
+    wanted = resolve.load("prepare", name)
     if wanted.own:
         from pipeline.datasets import custom
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.archives import digest, fetch
+from pipeline.config.schema import Package, Source
 from pipeline.foreign import RGB, Backbone, Model, read, state_dict
-from pipeline.schema import Package, Source
 from refinenet.config import RESNETS, Config
 from refinenet.errors import UserError
 from refinenet.model.backbones import build_backbone

@@ -21,7 +21,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline import datasets, server_answers, server_scores, settings
+from pipeline import datasets, server_answers, server_scores
+from pipeline.config import resolve
 from pipeline.published import published
 from pipeline.runtime import progress
 from pipeline.runtime.cli import report
@@ -77,7 +78,7 @@ def target(server: Server, options: argparse.Namespace, experiment: str) -> tupl
 def run(server: Server, options: argparse.Namespace) -> None:
     """Predict, pack, check, write. UserError for whatever the server would refuse."""
     experiment: str = options.experiment or default_experiment(server.data)
-    choice = settings.load("evaluate", experiment)
+    choice = resolve.load("evaluate", experiment)
     if choice.data != server.data:
         raise UserError(f"--experiment {experiment}: trained on {choice.data}, expected an experiment on {server.data}")
     if options.protocol not in choice.protocols:

@@ -19,12 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import settings
+from pipeline.config import resolve
+from pipeline.config.schema import Phase, Source, Train
 from pipeline.runtime import progress
 from pipeline.runtime.cli import Terminated, main, terminated
 from pipeline.runtime.device_load import device_load
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.schema import Phase, Source, Train
 from pipeline.tracking import track
 from refinenet.atomic import whole_file
 from refinenet.data.concat import Joined
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 def run(name: str) -> None:
     """Train the experiment or pretraining `name` as settings.json says."""
-    choice = settings.load("train", name)
+    choice = resolve.load("train", name)
     start = Path("weights") / f"{choice.start}.safetensors"
     if choice.source is not None:
         bring_in(name, choice, choice.source)

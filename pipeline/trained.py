@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.schema import Evaluate
+from pipeline.config.schema import Evaluate
 from refinenet.config import Protocol, Resizing
 from refinenet.data.split import Array
 from refinenet.errors import UserError

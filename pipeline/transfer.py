@@ -17,7 +17,7 @@ from refinenet.atomic import sync
 
 if TYPE_CHECKING:
     from pipeline.archives import Room
-    from pipeline.schema import Source
+    from pipeline.config.schema import Source
 
 PIECE = 1 << 16  # read from the network at a time; what a broken connection can lose
 ATTEMPTS = 6  # in a row that bring nothing new

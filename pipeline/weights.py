@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import settings
+from pipeline.config import resolve
 from pipeline.runtime.cli import main, report
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
@@ -59,7 +59,7 @@ def seeded(backbone: str, stem: int, seed: int) -> dict[str, Tensor]:
 
 def run(name: str) -> None:
     """Write weights/<name>.safetensors."""
-    choice = settings.load("weights", name)
+    choice = resolve.load("weights", name)
     target = Path(f"weights/{name}.safetensors")
     from refinenet.config import Config
 

@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline import settings, tabulate
+from pipeline import tabulate
+from pipeline.config import resolve
 from pipeline.formats import label_images
 from refinenet.data.split import Schema
 from refinenet.data.writer import write_split
@@ -81,6 +82,6 @@ def write_run(root: Path) -> None:
             matrix = draw.integers(0, 100, (len(CLASSES), len(CLASSES) + 1))
             np.save(root / "predictions" / name / f"confusion-{protocol}.npy", matrix)
     with chdir(root):
-        told = json.dumps(settings.resolve(), indent=1, sort_keys=True)
+        told = json.dumps(resolve.resolve(), indent=1, sort_keys=True)
         (root / "settings.json").write_text(told)
         tabulate.tabulate("leaves")

@@ -11,7 +11,7 @@ import pytest
 from http_server import DATA, MD5, Handler, Server, serve
 
 from pipeline import accounts, archives, download, transfer
-from pipeline.schema import Source
+from pipeline.config.schema import Source
 from refinenet.errors import UserError
 
 SECRET = "s3cret&+ word"

@@ -15,8 +15,8 @@ import pytest
 from http_server import DATA, MD5, SHA256, Answer, Handler, Server, serve
 
 from pipeline import archives, transfer
+from pipeline.config.schema import Source
 from pipeline.copies import StoppedError
-from pipeline.schema import Source
 from refinenet.errors import UserError
 
 

@@ -10,8 +10,8 @@ import pytest
 from http_server import DATA, MD5
 
 from pipeline import archives, copies
+from pipeline.config.schema import Source
 from pipeline.copies import Known
-from pipeline.schema import Source
 
 RIGHT = Source("https://nowhere.invalid/x.tar", len(DATA), MD5)
 BARE = Source("https://nowhere.invalid/x.tar")

@@ -24,9 +24,9 @@ from pycocotools.coco import COCO
 from scipy.io import loadmat
 
 from pipeline import datasets
+from pipeline.config.schema import Rendered
 from pipeline.datasets import coco, nyud
 from pipeline.formats import anonymous_file
-from pipeline.schema import Rendered
 from pipeline.synthetic import render
 from refinenet.errors import UserError
 

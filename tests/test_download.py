@@ -22,7 +22,8 @@ import yaml
 from filelock import FileLock
 from http_server import DATA, MD5, Handler, Server, serve
 
-from pipeline import copies, download, prepare, settings, transfer
+from pipeline import copies, download, prepare, transfer
+from pipeline.config import resolve
 from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.data.split import Split
 from refinenet.errors import UserError
@@ -221,7 +222,7 @@ def test_what_nothing_vouches_for_is_recorded_and_a_change_is_told(
     told = f"voc: labels.txt: no published checksum; md5 {first}, recorded in dvc.lock with data/raw/voc\n"
     assert told in capsys.readouterr().err
 
-    recorded = json.loads(json.dumps(asdict(settings.load("download", "voc"))))
+    recorded = json.loads(json.dumps(asdict(resolve.load("download", "voc"))))
     entry = {
         "params": {"settings.json": {"download.voc": recorded}},
         "outs": [{"path": "data/raw/voc", "md5": (before := dvc_md5(RAW)), "nfiles": 2}],

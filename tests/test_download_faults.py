@@ -18,7 +18,7 @@ import pytest
 from http_server import Handler, Server, serve
 
 from pipeline import archives, transfer
-from pipeline.schema import Source
+from pipeline.config.schema import Source
 from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import datasets, foreign, settings, sources, train, weights
-from pipeline.schema import Package, Source
+from pipeline import datasets, foreign, sources, train, weights
+from pipeline.config import resolve
+from pipeline.config.schema import Package, Source
 from refinenet import RefineNet
 from refinenet.config import Config
 from refinenet.data.split import Schema
@@ -563,19 +564,19 @@ def test_a_profile_names_finished_weights_and_packages(here: Path) -> None:
     def resolved(profile: str) -> dict[str, Any]:
         Path("profiles/mine.yaml").write_text(f"base: mini\n{profile}\n")
         Path("params.yaml").write_text(params.replace("profile: mini", "profile: mine"))
-        return settings.resolve()
+        return resolve.resolve()
 
     made = resolved("models: {voc-res101: {url: file:///a.mat}}\nweights: {resnet50: {package: some-package}}")
     Path("settings.json").write_text(json.dumps(made))
-    assert settings.load("train", "voc-res101").source == Source("file:///a.mat")
-    assert settings.load("train", "voc-res152").source is None
-    assert settings.load("weights", "resnet50").source == Package("some-package")
+    assert resolve.load("train", "voc-res101").source == Source("file:///a.mat")
+    assert resolve.load("train", "voc-res152").source is None
+    assert resolve.load("weights", "resnet50").source == Package("some-package")
     with pytest.raises(UserError, match=r"mine\.yaml: models\.voc-res11 is no experiment of params\.yaml, expected"):
         resolved("models: {voc-res11: {url: file:///a.mat}}")
     with pytest.raises(UserError, match=r"mine\.yaml: key weights\.resnet50\.url is missing"):
         resolved("weights: {resnet50: {pack: some-package}}")
     Path("params.yaml").write_text(params.replace("profile: mini", "profile: released"))
-    taken = {name: entry["source"] for name, entry in settings.resolve()["train"].items() if entry["source"]}
+    taken = {name: entry["source"] for name, entry in resolve.resolve()["train"].items() if entry["source"]}
     assert len(taken) == 13
     assert len({source["url"] for source in taken.values()}) == 13
     for name, source in taken.items():

@@ -19,7 +19,8 @@ import small_project
 import yaml
 from small_project import ROOT, call, git, start
 
-from pipeline import datasets, graph, settings
+from pipeline import datasets, graph
+from pipeline.config import resolve
 
 TINY = small_project.TINY.replace("steps: 6", "steps: 12")
 
@@ -60,7 +61,7 @@ def test_snakemake_sees_the_stages_of_dvc(monkeypatch: pytest.MonkeyPatch) -> No
         workflow = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=ROOT / "Snakefile")._workflow
         rules = {rule.name: rule for rule in workflow.rules if rule.name != "all"}
     stages = Repo(".").index.stages
-    resolved = settings.resolve()
+    resolved = resolve.resolve()
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     loops = {"datasets": 2, "own": 3, "backbones": 1, "pretrainings": 1, "experiments": 2, "tables": 1}
     assert len(rules) == len(stages) == sum(count * len(params[key]) for key, count in loops.items()) + 2
@@ -103,7 +104,7 @@ def test_every_import_of_a_stage_is_a_dependency() -> None:
         "pipeline.runtime.cli",
         "pipeline.tracking",
         "pipeline.mlflow_writer",
-        "pipeline.schema",
+        "pipeline.config.schema",
         "pipeline.runtime.device_load",
     }
     neutral |= {
@@ -118,7 +119,7 @@ def test_every_import_of_a_stage_is_a_dependency() -> None:
 import sys
 from modulefinder import ModuleFinder
 root, file, *lazy = sys.argv[1:]
-finder = ModuleFinder(path=[root], excludes=["pipeline.settings", "pipeline.profiles", *lazy])
+finder = ModuleFinder(path=[root], excludes=["pipeline.settings", "pipeline.config.profiles", *lazy])
 finder.run_script(file)
 print(*[name for name in finder.modules if name.split(".")[0] in ("pipeline", "refinenet")])
 """

@@ -29,9 +29,10 @@ from hypothesis import strategies as st
 from own_run import scores as leaves
 from PIL import Image
 
-from pipeline import pack, schema, settings, tabulate
+from pipeline import pack, tabulate
+from pipeline.config import resolve, schema
+from pipeline.config.schema import Folder
 from pipeline.datasets import custom
-from pipeline.schema import Folder
 from refinenet.data.split import Array, Schema, Split
 from refinenet.data.writer import write_split
 from refinenet.errors import UserError
@@ -467,7 +468,7 @@ def test_a_profile_of_the_wrong_form(scored: Path, mistake: str) -> None:
     values, message = PROFILES[mistake]
     Path("profiles/own.yaml").write_text(f"base: mini\nown: {{leaves: {{{LEAVES}, {values}}}}}\n")
     with pytest.raises(UserError, match=rf"^profiles/own\.yaml: {message}"):
-        settings.resolve()
+        resolve.resolve()
 
 
 @pytest.mark.parametrize("mistake", SETTINGS)

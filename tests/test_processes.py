@@ -17,6 +17,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from pipeline import download, prepare, settings, weights
+from pipeline.config import resolve
 from pipeline.graph import Stage
 from pipeline.runtime.cli import AGAIN
 from refinenet import device
@@ -131,7 +132,7 @@ def test_gpus_are_taken_for_all_processes_or_not_at_all(tmp_path: Path, monkeypa
 
 
 def test_the_head_of_a_cluster_needs_no_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = settings.resolve()
+    told = resolve.resolve()
     for entry in told["train"].values():
         entry["device"] = "cuda"
     if not Path("/dev/nvidiactl").exists():

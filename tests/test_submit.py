@@ -28,9 +28,9 @@ from filelock import FileLock
 from PIL import Image
 
 from pipeline import datasets, evaluate, server_scores, submit, tabulate
+from pipeline.config.schema import Rendered
 from pipeline.published import published
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.schema import Rendered
 from pipeline.servers import SERVERS
 from pipeline.synthetic import render
 from pipeline.tracking import Run

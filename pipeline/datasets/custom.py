@@ -26,7 +26,7 @@ from refinenet.data.split import IGNORE_INDEX, RGB, Array
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.schema import Folder
+    from pipeline.config.schema import Folder
 
 _NONE = 254  # in a table of classes: none; classes end at 253
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -19,7 +19,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from pipeline.schema import Rendered
+from pipeline.config.schema import Rendered
 from refinenet.errors import UserError
 
 _WRITERS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.config.schema import Rendered
 from pipeline.datasets import ade20k
 from pipeline.formats.encode import Member, jpeg, lines, png, write_zip
-from pipeline.schema import Rendered
 from pipeline.synthetic.album import paint, shifted
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.schema import Rendered
+from pipeline.config.schema import Rendered
 from pipeline.synthetic.scene import Kind, World
 from refinenet.data.split import IGNORE_INDEX
 

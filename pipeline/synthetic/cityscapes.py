@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.schema import Rendered
 from pipeline.datasets import cityscapes
 from pipeline.formats.encode import Member, png, write_zip
-from pipeline.schema import Rendered
 from pipeline.synthetic import polygons
 from pipeline.synthetic.album import paint
 from pipeline.synthetic.scene import World

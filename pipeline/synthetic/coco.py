@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.schema import Rendered
 from pipeline.datasets import coco
 from pipeline.formats.encode import jpeg, write_zip
-from pipeline.schema import Rendered
 from pipeline.synthetic import polygons
 from pipeline.synthetic.album import Picture, paint
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.schema import Rendered
 from pipeline.datasets import nyud
 from pipeline.formats.encode import Mat73, cells, characters, mat, write
-from pipeline.schema import Rendered
 from pipeline.synthetic.album import Picture, paint, variant
 
 # The four structural classes (ground, structure, furniture, props) of the 40.

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.schema import Rendered
 from pipeline.datasets import context, person, voc
 from pipeline.formats.encode import Member, jpeg, lines, mat, png, voc_palette, write, write_tar, write_zip
-from pipeline.schema import Rendered
 from pipeline.synthetic.album import Picture, paint, variant
 from pipeline.synthetic.scene import World
 from refinenet.data.split import IGNORE_INDEX

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.schema import Rendered
 from pipeline.datasets import sunrgbd
 from pipeline.formats.encode import Mat73, Member, cells, jpeg, mat, write_zip
-from pipeline.schema import Rendered
 from pipeline.synthetic.album import Picture, paint, shifted
 
 _HOME = "/n/fs/sun3d/data/"  # where the authors had it: the prefix of every path in the metadata

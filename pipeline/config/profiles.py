@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from pipeline import datasets
-from pipeline.schema import Params, Profile, build
+from pipeline.config.schema import Params, Profile, build
 from refinenet.config import RESNETS
 from refinenet.errors import UserError
 

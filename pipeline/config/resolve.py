@@ -1,0 +1,237 @@
+"""params.yaml and the profile it names, resolved: stage -> name -> the values that this stage reads.
+
+A later stage names one key of settings.json (`train.voc-res101`), so that a change in a profile reruns what it touches
+and nothing else, and a profile can be ten lines that say only where it differs from another one (`base: mini`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from pipeline.config.profiles import PARAMS, bases, merge, read_params, read_profile
+from pipeline.config.schema import (
+    STAGES,
+    Download,
+    Evaluate,
+    Params,
+    Prepare,
+    Pretraining,
+    Profile,
+    Seed,
+    Train,
+    Training,
+    Weights,
+    build,
+)
+from pipeline.datasets import custom
+from refinenet.config import Config
+from refinenet.errors import UserError
+
+SETTINGS = Path("settings.json")
+
+
+def resolve() -> dict[str, dict[str, Any]]:
+    """Stage -> name -> the settings that this stage reads, from params.yaml and the profile it names.
+
+    A training that a base of the profile gives in the same way, down to its data, carries the name of that one: what
+    was trained before there was a profile on top of it stays as it is.
+    """
+    params = read_params()
+    settings = _resolve(params)
+    for base in bases(params.profile):
+        try:
+            own = read_profile(base)[0].own
+            mine = tuple(data for data in params.own if data in own)
+            without = set(params.own) - set(mine)
+            experiments = {k: v for k, v in params.experiments.items() if v.data not in without}
+            seeds = {k: v for k, v in params.seeds.items() if v.data not in without}
+            under = _resolve(replace(params, profile=base, own=mine, experiments=experiments, seeds=seeds))
+        except UserError:
+            continue  # a base need not have all that params.yaml names
+        for name in under["train"]:
+            if _behind(name, under) == _behind(name, settings):
+                for stage in ("train", "evaluate"):
+                    settings[stage].get(name, {}).update(profile=base)
+    return settings
+
+
+def _behind(name: str, settings: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """All settings that the results of the training `name` depend on."""
+    train, evaluate = ({**settings[stage].get(name, {}), "profile": None} for stage in ("train", "evaluate"))
+    data = sorted({train["data"], *(part[0] for phase in train["phases"] for part in phase["parts"])})
+    start = train["start"]
+    first = settings["weights"][start] if start in settings["weights"] else _behind(start, settings)
+    return [train, evaluate, first, *(settings[stage][one] for one in data for stage in ("download", "prepare"))]
+
+
+def _resolve(params: Params) -> dict[str, dict[str, Any]]:
+    profile, where = read_profile(params.profile)
+    common = {"profile": params.profile, "device": profile.device, "threads": profile.threads, "seed": profile.seed}
+    settings: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+    for model in profile.models:
+        if model not in params.experiments:
+            expected = ", ".join(params.experiments)
+            raise UserError(f"{where}: models.{model} is no experiment of {PARAMS}, expected one of {expected}")
+    for data in params.datasets:
+        own = profile.datasets.get(data, {})
+        source = profile.sources.get(data)
+        if source is None:
+            raise UserError(f"{where}: sources.{data} is missing")
+        if source == "rendered":
+            download: dict[str, Any] = {"rendered": merge(asdict(profile.rendered), own.get("rendered", {}))}
+        else:
+            archives = {file: asdict(archive) for file, archive in source.items()}
+            download = {"archives": archives, "mirror": profile.mirror}
+        settings["download"][data] = download
+        settings["prepare"][data] = merge(asdict(profile.prepare), own.get("prepare", {}))
+    for data in params.own:
+        if data not in profile.own:
+            raise UserError(f"{where}: own.{data} is missing, {PARAMS} names it")
+        if data in params.tables:
+            raise UserError(f"{PARAMS}: own: {data} is a table of the paper, expected another name")
+        if not any(experiment.data == data for experiment in params.experiments.values()):
+            raise UserError(f"{PARAMS}: no experiment with data: {data}, expected one or more for its table")
+        try:
+            custom.check(data, profile.own[data])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        settings["download"][data] = {"own": asdict(profile.own[data])}
+        settings["prepare"][data] = {"own": asdict(profile.own[data])}
+    for backbone in params.backbones:
+        start = profile.weights.get(backbone)
+        if start is None:
+            raise UserError(f"{where}: weights.{backbone} is missing")
+        settings["weights"][backbone] = {
+            "backbone": backbone,
+            "stem": profile.network.get("stem", 64),
+            "seed": profile.seed,
+            "source": None if start == "seeded" else asdict(start),
+        }
+    trainings: dict[str, Training] = {**params.pretrainings, **params.experiments}
+    for name, training in trainings.items():
+        settings["train"][name] = {**common, **told_of(name, training, params, profile, where)}
+    for name, experiment in params.experiments.items():
+        if name in params.pretrainings:
+            raise UserError(f"{PARAMS}: {name} is an experiment and a pretraining, expected two names")
+        evaluate = merge(profile.evaluate, profile.datasets.get(experiment.data, {}).get("evaluate", {}))
+        settings["evaluate"][name] = {
+            **common,
+            "data": experiment.data,
+            "input_scale": settings["train"][name]["recipe"].get("input_scale", 1.2),
+            **merge(evaluate, experiment.evaluate),
+        }
+    for name, again in params.seeds.items():
+        _check_seed(name, again, params, profile)
+        settings["train"][name] = {**settings["train"][again.of], "seed": again.seed}
+        settings["evaluate"][name] = {**settings["evaluate"][again.of], "seed": again.seed, "of": again.of}
+    for stage, entries in settings.items():
+        for name, values in entries.items():
+            made: Any = build(STAGES[stage], values, f"{where}: {stage} of {name}")
+            entries[name] = _plain(asdict(made))
+    return settings
+
+
+def _check_seed(name: str, again: Seed, params: Params, profile: Profile) -> None:
+    row = f"{PARAMS}: seeds.{name}"
+    experiment = params.experiments.get(again.of)
+    if experiment is None:
+        raise UserError(f"{row}.of is {again.of!r}, expected one of {', '.join(params.experiments)}")
+    if again.of in profile.models:
+        raise UserError(f"{row}: {again.of} has finished weights in profile {params.profile}, no seed to change")
+    if again.seed < 0 or again.seed == profile.seed:
+        raise UserError(f"{row}.seed is {again.seed}, expected another one than the profile's, {profile.seed}")
+    if name != f"{again.of}-seed{again.seed}":
+        raise UserError(f"{row}: expected the name {again.of}-seed{again.seed}")
+    for key in ("data", "start"):
+        if getattr(again, key) != getattr(experiment, key):
+            raise UserError(f"{row}.{key} is {getattr(again, key)!r}, expected {getattr(experiment, key)!r}")
+
+
+def told_of(name: str, training: Training, params: Params, profile: Profile, where: str) -> dict[str, Any]:
+    """What `train` is told of the experiment or pretraining `name`."""
+    early = isinstance(training, Pretraining)
+    row = f"{PARAMS}: {'pretrainings' if early else 'experiments'}.{name}"
+    known = (*params.datasets, *params.own)
+    starts = params.backbones if early else (*params.backbones, *params.pretrainings)
+    for key, value, expected in (
+        ("data", training.data, known),
+        ("start", training.start, starts),
+        *((("also", training.also, known),) if isinstance(training, Pretraining) else ()),
+    ):
+        if value not in expected:
+            raise UserError(f"{row}.{key} is {value!r}, expected one of {', '.join(expected)}")
+    first = params.pretrainings.get(training.start)
+    own = profile.datasets.get(training.data, {})
+    varied = {
+        "backbone": first.start if first else training.start,
+        "cascade": training.cascade,
+        "pools": training.pools,
+    }
+    chosen = {"classes": 1, **profile.network, **own.get("network", {}), **varied, **training.network}
+    network = asdict(build(Config, chosen, f"{where}: network of {name}"))
+    del network["classes"]
+    recipe = merge(merge(profile.train, own.get("train", {})), training.train)
+    # Without a pretraining the experiment is all there is to it, and the whole training set is its own.
+    phases = own.get("phases", {}).get("pretrain" if early else "train", []) if early or first else []
+    allowed = {training.data, training.also} if isinstance(training, Pretraining) else {training.data}
+    for data, _ in (tuple(part) for phase in phases for part in phase.get("parts", [])):
+        if data not in allowed:
+            raise UserError(f"{where}: phases of {name} have {data}, expected {' or '.join(sorted(allowed))}")
+    if phases:
+        recipe["steps"] = sum(phase.get("steps", 0) for phase in phases)
+    return {
+        "data": training.data,
+        "start": training.start,
+        "phases": phases,
+        "target": "weights" if early else "models",
+        "dtype": "float32" if early else profile.dtype,
+        "network": network,
+        "recipe": recipe,
+        "source": asdict(profile.models[name]) if name in profile.models else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Only what JSON has: tuples become lists."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+@overload
+def load(stage: Literal["download"], name: str) -> Download: ...
+
+
+@overload
+def load(stage: Literal["prepare"], name: str) -> Prepare: ...
+
+
+@overload
+def load(stage: Literal["weights"], name: str) -> Weights: ...
+
+
+@overload
+def load(stage: Literal["train"], name: str) -> Train: ...
+
+
+@overload
+def load(stage: Literal["evaluate"], name: str) -> Evaluate: ...
+
+
+def load(stage: str, name: str) -> Any:
+    """The settings of one stage, from settings.json. UserError for a name that params.yaml does not know."""
+    try:
+        entries = json.loads(SETTINGS.read_text(encoding="utf-8"))[stage]
+    except FileNotFoundError:
+        entries = resolve()[stage]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{SETTINGS}: not as `python -m pipeline.settings` writes it ({error!r})") from None
+    if name not in entries:
+        raise UserError(f"{stage}: unknown name {name!r}, expected one of {', '.join(entries)}")
+    return build(STAGES[stage], entries[name], f"{SETTINGS}: {stage}.{name}")
