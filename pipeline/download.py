@@ -13,29 +13,24 @@ import hashlib
 import json
 import os
 import shutil
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
-from typing import TypeVar
+from threading import Event
 
-from pipeline import accounts, archives, copies
 from pipeline.config import resolve
 from pipeline.config.schema import Download, Source
-from pipeline.copies import Known, StoppedError, say
+from pipeline.fetch import checksums, http, local, login, sources
+from pipeline.fetch.checksums import Known, StoppedError, say
+from pipeline.fetch.sources import at_once
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.atomic import whole_folder
 from refinenet.errors import UserError
 
 RAW = Path("data/raw")
-AT_ONCE = 4  # files
-
-_T = TypeVar("_T")
 
 
 def run(name: str) -> None:
@@ -43,9 +38,9 @@ def run(name: str) -> None:
     wanted = resolve.load("download", name)
     folder = RAW / name
     if wanted.own is not None:
-        from pipeline import pack
+        from pipeline.fetch import own_folders
 
-        pack.pack(name, wanted.own, folder)
+        own_folders.pack(name, wanted.own, folder)
         return
     if wanted.rendered is not None:
         from pipeline import synthetic
@@ -60,11 +55,11 @@ def run(name: str) -> None:
             raise UserError(f"settings.json: download.{name}: {file!r}, expected the plain name of an archive")
     from filelock import FileLock, Timeout
 
-    store = copies.STORE / name
+    store = checksums.STORE / name
     store.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{store}.lock", timeout=0):
-            known = Known(store / copies.MEMORY)
+            known = Known(store / checksums.MEMORY)
             new, missing = _bring(name, wanted, known)
             with whole_folder(folder) as part:
                 for file in wanted.archives:
@@ -77,26 +72,26 @@ def run(name: str) -> None:
 
 def _bring(name: str, wanted: Download, known: Known) -> tuple[set[str], set[str]]:
     """Have all archives in the store: the files that were not there yet, the optional ones that cannot be had."""
-    store, stop = copies.STORE / name, Event()
+    store, stop = checksums.STORE / name, Event()
 
     def look(file: str, source: Source) -> str:
-        if archives.kept(source, store / file, known, stop):
+        if sources.kept(source, store / file, known, stop):
             return "kept"
-        where = copies.places(name, file, wanted.mirror)
-        return "taken" if copies.take(name, source, store / file, where, known, stop) else ""
+        where = local.places(name, file, wanted.mirror)
+        return "taken" if local.take(name, source, store / file, where, known, stop) else ""
 
     def fetch(file: str, source: Source) -> None:
         with _turn(source.url, file, stop):
             # By now another data set may have it.
-            if not copies.take(name, source, store / file, copies.in_store(name, file), known, stop):
-                archives.fetch(source, store / file, known, room, stop)
+            if not local.take(name, source, store / file, local.in_store(name, file), known, stop):
+                sources.fetch(source, store / file, known, room, stop)
 
     for entry in wanted.mirror:
-        if (mirror := copies.folder(entry)) is not None and not mirror.is_dir():
+        if (mirror := local.folder(entry)) is not None and not mirror.is_dir():
             say(f"warning: mirror {mirror}: no such folder")
     looked, _ = at_once({file: partial(look, file, source) for file, source in wanted.archives.items()}, stop)
     absent = {file: source for file, source in wanted.archives.items() if not looked.get(file)}
-    room = archives.Room(store)
+    room = http.Room(store)
     sizes = {file: source.size for file, source in absent.items() if not source.url.startswith("file://")}
     room.expect(*((store / file, size) for file, size in sizes.items() if size is not None))
     _, failed = at_once({file: partial(fetch, file, source) for file, source in absent.items()}, stop)
@@ -105,7 +100,7 @@ def _bring(name: str, wanted: Download, known: Known) -> tuple[set[str], set[str
         by_hand = _by_hand(name, {file: absent[file] for file in needed})
         raise UserError(". ".join(["; ".join(map(str, needed.values())), *by_hand]))
     for file, error in failed.items():
-        by_hand = _by_hand(name, {file: absent[file]}) or [f"By hand: put it into {copies.INCOMING / name}/"]
+        by_hand = _by_hand(name, {file: absent[file]}) or [f"By hand: put it into {local.INCOMING / name}/"]
         say(
             f"{name}: without {file}, which is optional: what is made from it alone is left out ({error}). "
             f"{by_hand[0]}, then run `python -m pipeline.download {name}`"
@@ -113,56 +108,12 @@ def _bring(name: str, wanted: Download, known: Known) -> tuple[set[str], set[str
     return {file for file, found in looked.items() if found != "kept"} - failed.keys(), set(failed)
 
 
-def at_once(jobs: Mapping[str, Callable[[], _T]], stop: Event) -> tuple[dict[str, _T], dict[str, UserError]]:
-    """Do the jobs, AT_ONCE at a time: what they return, and the UserErrors of those that failed.
-
-    One that fails does not stop the others, other errors than a UserError are raised once all have ended. Ctrl-C sets
-    `stop` and does not wait for an answer of a server.
-    """
-    waiting = deque(jobs.items())
-    results: dict[str, _T] = {}
-    errors: dict[str, Exception] = {}
-
-    def work() -> None:
-        while waiting:
-            try:
-                name, job = waiting.popleft()
-            except IndexError:
-                return
-            try:
-                results[name] = job()
-            except Exception as error:
-                errors[name] = error
-
-    threads = [Thread(target=work, daemon=True) for _ in range(min(AT_ONCE, len(jobs)))]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except BaseException:
-        waiting.clear()
-        stop.set()
-        end = time.monotonic() + 1.0
-        for thread in threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        raise
-    failed: dict[str, UserError] = {}
-    for name in jobs:
-        error = errors.get(name)
-        if isinstance(error, UserError):
-            failed[name] = error
-        elif error is not None:
-            raise error
-    return results, failed
-
-
 @contextmanager
 def _turn(url: str, file: str, stop: Event) -> Iterator[None]:
     """Wait until no other stage fetches the same address: two data sets have archives in common."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(copies.STORE / f".{hashlib.sha256(url.encode()).hexdigest()[:16]}.lock")
+    lock = FileLock(checksums.STORE / f".{hashlib.sha256(url.encode()).hexdigest()[:16]}.lock")
     told = False
     while True:
         try:
@@ -186,14 +137,14 @@ def _by_hand(name: str, files: Mapping[str, Source]) -> list[str]:
     for file, source in files.items():
         if source.page is not None:
             pages.setdefault(source.page, []).append(file)
-    folder = copies.INCOMING / name
+    folder = local.INCOMING / name
     sentences = []
     for page, names in pages.items():
         folder.mkdir(parents=True, exist_ok=True)
         described = []
         for file in names:
             source = files[file]
-            known = [archives.amount(source.size)] if source.size is not None else []
+            known = [http.amount(source.size)] if source.size is not None else []
             known += [f"md5 {source.md5}"] if source.md5 is not None else []
             known += [f"sha256 {source.sha256}"] if source.md5 is None and source.sha256 is not None else []
             described.append(f"{file} ({', '.join(known)})" if known else file)
@@ -201,7 +152,7 @@ def _by_hand(name: str, files: Mapping[str, Source]) -> list[str]:
         sentence += f" into {folder}/"
         for account in {files[file].login for file in names} - {None}:
             assert account is not None
-            sentence += f"; or set {' and '.join(accounts.variables(account))}"
+            sentence += f"; or set {' and '.join(login.variables(account))}"
             sentence += f", or run `csDownload -d {folder} {' '.join(names)}`"
         sentences.append(sentence)
     return sentences
@@ -223,10 +174,10 @@ def _put(file: Path, name: Path) -> None:
 
 def _tell_unpublished(name: str, wanted: Download, known: Known, new: set[str]) -> None:
     """Say what nothing published vouches for, and warn where it is not what dvc.lock recorded for these settings."""
-    unsure = [file for file in wanted.archives if file in new and not copies.vouched(wanted.archives[file])]
+    unsure = [file for file in wanted.archives if file in new and not checksums.vouched(wanted.archives[file])]
     if not unsure:
         return
-    md5 = {file: known.recorded(copies.STORE / name / file)["md5"] for file in unsure}
+    md5 = {file: known.recorded(checksums.STORE / name / file)["md5"] for file in unsure}
     recorded, count = _recorded(name, wanted)
     now = dvc_md5(RAW / name) if recorded and count == len(list((RAW / name).iterdir())) else recorded
     if now != recorded:

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from pipeline import datasets, matconvnet, matlab
-from pipeline.archives import digest
+from pipeline.fetch.checksums import digest
 from refinenet.atomic import whole_file
 from refinenet.config import RESNETS, Stride
 from refinenet.errors import UserError

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pipeline import pack
 from pipeline.config import resolve, schema
+from pipeline.fetch import own_folders
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
 
@@ -240,7 +240,7 @@ def _unseen(stage: Stage) -> bool:
         kind, _, name = key.partition(".")
         if kind == "download" and value["own"] is not None:
             about = schema.build(schema.Folder, value["own"], f"{resolve.SETTINGS}: {key}")
-            return pack.outdated(name, about, Path(stage.outputs[0]))
+            return own_folders.outdated(name, about, Path(stage.outputs[0]))
     return False
 
 

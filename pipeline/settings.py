@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline import copies
 from pipeline.config.profiles import PARAMS, PROFILES, read_params
 from pipeline.config.resolve import SETTINGS, resolve
+from pipeline.fetch import checksums, local
 from pipeline.scores import FURTHER
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
@@ -32,8 +32,8 @@ def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, download in settings["download"].items():
         for file, source in download["archives"].items():
             url = urlsplit(source["url"])
-            here = [folder / name / file for folder in (Path("data/raw"), copies.STORE)]
-            here += copies.places(name, file, download["mirror"])
+            here = [folder / name / file for folder in (Path("data/raw"), checksums.STORE)]
+            here += local.places(name, file, download["mirror"])
             if url.scheme in ("http", "https") and not source["optional"] and not any(map(Path.is_file, here)):
                 yield url.hostname or ""
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.archives import digest, fetch
 from pipeline.config.schema import Package, Source
+from pipeline.fetch.checksums import digest
+from pipeline.fetch.sources import fetch
 from pipeline.foreign import RGB, Backbone, Model, read, state_dict
 from refinenet.config import RESNETS, Config
 from refinenet.errors import UserError

@@ -10,8 +10,9 @@ from urllib.parse import parse_qs
 import pytest
 from http_server import DATA, MD5, Handler, Server, serve
 
-from pipeline import accounts, archives, download, transfer
+from pipeline import download
 from pipeline.config.schema import Source
+from pipeline.fetch import http, login, sources
 from refinenet.errors import UserError
 
 SECRET = "s3cret&+ word"
@@ -34,13 +35,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             return handler.send(keep=100_000 if handler.start() == 0 else None)
         return handler.fail(302, Location="/login")
 
-    for variable in accounts.variables("cityscapes"):
+    for variable in login.variables("cityscapes"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(transfer, "BACKOFF", 0.001)
+    monkeypatch.setattr(http, "BACKOFF", 0.001)
     with serve() as server:
-        monkeypatch.setattr(accounts, "HOSTS", {"cityscapes": server.host})
+        monkeypatch.setattr(login, "HOSTS", {"cityscapes": server.host})
         server.answer = answer
         yield server
 
@@ -52,7 +53,7 @@ def source(site: Server, **more: str) -> Source:
 def test_logs_in_and_resumes(site: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CITYSCAPES_USERNAME", "me")
     monkeypatch.setenv("CITYSCAPES_PASSWORD", SECRET)
-    archives.fetch(source(site), tmp_path / "x.zip")
+    sources.fetch(source(site), tmp_path / "x.zip")
     assert (tmp_path / "x.zip").read_bytes() == DATA
     assert site.requests[-1]["Range"].startswith("bytes=")
 
@@ -64,11 +65,11 @@ def test_what_the_official_tool_has_stored(site: Server, tmp_path: Path) -> None
     assert tmp_path in stored.parents
     stored.parent.mkdir(parents=True)
     stored.write_text(json.dumps({"username": "me", "password": SECRET}))
-    archives.fetch(source(site), tmp_path / "x.zip")
+    sources.fetch(source(site), tmp_path / "x.zip")
     assert (tmp_path / "x.zip").read_bytes() == DATA
     stored.write_text("{}")
     with pytest.raises(UserError, match=r"credentials\.json: not as csDownload writes it"):
-        archives.fetch(source(site), tmp_path / "y.zip")
+        sources.fetch(source(site), tmp_path / "y.zip")
 
 
 @pytest.mark.parametrize("password", [None, "wrong-" + SECRET])
@@ -100,10 +101,10 @@ def test_without_a_right_password_one_line_says_what_to_do(
 def test_the_password_goes_nowhere_else(site: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CITYSCAPES_USERNAME", "me")
     monkeypatch.setenv("CITYSCAPES_PASSWORD", SECRET)
-    monkeypatch.setattr(accounts, "HOSTS", {"cityscapes": "www.cityscapes-dataset.com"})
+    monkeypatch.setattr(login, "HOSTS", {"cityscapes": "www.cityscapes-dataset.com"})
     with pytest.raises(UserError, match="web page"):
-        archives.fetch(source(site), tmp_path / "x.zip")
+        sources.fetch(source(site), tmp_path / "x.zip")
     assert [headers for headers in site.requests if "Content-Length" in headers] == []
     # Its own site, but in the clear.
     with pytest.raises(UserError, match="over https:// only"):
-        archives.fetch(Source("http://www.cityscapes-dataset.com/x", login="cityscapes"), tmp_path / "x.zip")
+        sources.fetch(Source("http://www.cityscapes-dataset.com/x", login="cityscapes"), tmp_path / "x.zip")

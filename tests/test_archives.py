@@ -14,16 +14,16 @@ from typing import Any, Self
 import pytest
 from http_server import DATA, MD5, SHA256, Answer, Handler, Server, serve
 
-from pipeline import archives, transfer
 from pipeline.config.schema import Source
-from pipeline.copies import StoppedError
+from pipeline.fetch import http, sources
+from pipeline.fetch.checksums import StoppedError
 from refinenet.errors import UserError
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(transfer, "BACKOFF", 0.001)
-    monkeypatch.setattr(transfer, "TIMEOUT", (5, 0.5))
+    monkeypatch.setattr(http, "BACKOFF", 0.001)
+    monkeypatch.setattr(http, "TIMEOUT", (5, 0.5))
     with serve() as server:
         yield server
 
@@ -34,7 +34,7 @@ def only(folder: Path) -> list[str]:
 
 def test_resumes_where_the_connection_broke(server: Server, tmp_path: Path) -> None:
     server.answer = lambda handler, n: handler.send(keep=100_000 if n < 2 else None)
-    archives.fetch(Source(server.url, len(DATA), MD5), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, len(DATA), MD5), tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == DATA
     starts = [int(headers.get("Range", "bytes=0-")[6:-1]) for headers in server.requests]
     assert starts[0] == 0 < starts[1] < starts[2], "each request must go on where the last one stopped"
@@ -43,7 +43,7 @@ def test_resumes_where_the_connection_broke(server: Server, tmp_path: Path) -> N
 
 def test_resumes_after_a_kill(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".x.tar.partial").write_bytes(DATA[:1234])
-    archives.fetch(Source(server.url, None, None, SHA256), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, None, None, SHA256), tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == DATA
     assert server.requests[0]["Range"] == "bytes=1234-"
     assert only(tmp_path) == ["x.tar"]
@@ -51,7 +51,7 @@ def test_resumes_after_a_kill(server: Server, tmp_path: Path) -> None:
 
 def test_a_partial_file_of_other_bytes_is_fetched_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".x.tar.partial").write_bytes(b"other" * 100)
-    archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == DATA
 
 
@@ -66,13 +66,13 @@ def test_without_checksum_resumes_only_under_the_same_tag(server: Server, tmp_pa
         return handler.send(changed, ranges=False, ETag='"new"')
 
     server.answer = answer
-    archives.fetch(Source(server.url), tmp_path / "x.tar")
+    sources.fetch(Source(server.url), tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == changed
 
 
 def test_without_checksum_and_tag_starts_again(server: Server, tmp_path: Path) -> None:
     server.answer = lambda handler, n: handler.send(keep=100_000 if n == 0 else None)
-    archives.fetch(Source(server.url, len(DATA)), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, len(DATA)), tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == DATA
     assert ["Range" in headers for headers in server.requests] == [False, False]
 
@@ -90,7 +90,7 @@ def test_everything_had_come_already(server: Server, tmp_path: Path, left: bytes
             handler.send()
 
     server.answer = answer
-    archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == DATA
 
 
@@ -121,7 +121,7 @@ ANSWERS: dict[str, Answer] = {
 @pytest.mark.parametrize("case", ANSWERS)
 def test_gets_there(server: Server, tmp_path: Path, case: str) -> None:
     server.answer = ANSWERS[case]
-    archives.fetch(Source(server.url, len(DATA), MD5, SHA256), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, len(DATA), MD5, SHA256), tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == DATA
     assert only(tmp_path) == ["x.tar"]
 
@@ -189,7 +189,7 @@ FAILURES: dict[str, tuple[Answer, Source, str]] = {
 def test_one_clear_line_and_no_file(server: Server, tmp_path: Path, case: str) -> None:
     server.answer, source, expected = FAILURES[case]
     with pytest.raises(UserError, match=expected) as error:
-        archives.fetch(Source(server.url, source.size, source.md5, source.sha256), tmp_path / "x.tar")
+        sources.fetch(Source(server.url, source.size, source.md5, source.sha256), tmp_path / "x.tar")
     assert str(error.value).startswith("x.tar: ")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "x.tar").exists()
@@ -198,7 +198,7 @@ def test_one_clear_line_and_no_file(server: Server, tmp_path: Path, case: str) -
 def test_mirrors_are_tried_in_order(server: Server, tmp_path: Path) -> None:
     server.answer = lambda handler, n: handler.fail(404) if n < 2 else handler.send()
     mirrors = (server.url + "?2", server.url + "?3", server.url + "?4")
-    archives.fetch(Source(server.url, None, MD5, None, mirrors), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, None, MD5, None, mirrors), tmp_path / "x.tar")
     assert len(server.requests) == 3
     assert (tmp_path / "x.tar").read_bytes() == DATA
 
@@ -218,7 +218,7 @@ def test_file_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     for index, url in enumerate(urls):
         target = Path("out") / f"{index}.tar"
-        archives.fetch(Source(url, len(DATA), MD5), target)
+        sources.fetch(Source(url, len(DATA), MD5), target)
         assert target.read_bytes() == DATA
         assert target.is_symlink(), "28 GB are not copied"
         assert target.readlink().is_absolute()
@@ -240,7 +240,7 @@ def test_a_file_source_that_will_not_do(
     (tmp_path / "x.tar").write_bytes(DATA)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=expected):
-        archives.fetch(source, Path("out/x.tar"))
+        sources.fetch(source, Path("out/x.tar"))
     assert only(Path("out")) == []
 
 
@@ -249,7 +249,7 @@ def test_a_kill_right_after_the_rename_leaves_nothing_for_ever(server: Server, t
     (tmp_path / "x.tar").write_bytes(DATA)
     (tmp_path / ".x.tar.partial.from").write_text(f"{server.url}\n\n{len(DATA)}")
     (tmp_path / ".x.tar.partial").write_bytes(DATA[:5])
-    archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
     assert server.requests == []
     assert only(tmp_path) == ["x.tar"]
 
@@ -257,10 +257,10 @@ def test_a_kill_right_after_the_rename_leaves_nothing_for_ever(server: Server, t
 def test_a_target_that_is_there_is_checked_and_kept(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "x.tar"
     target.write_bytes(DATA)
-    archives.fetch(Source(server.url, None, MD5), target)
+    sources.fetch(Source(server.url, None, MD5), target)
     assert server.requests == []
     target.write_bytes(b"damaged")
-    archives.fetch(Source(server.url, None, MD5), target)
+    sources.fetch(Source(server.url, None, MD5), target)
     assert target.read_bytes() == DATA
 
 
@@ -270,7 +270,7 @@ def test_a_server_that_changes_the_file_and_ignores_if_range(server: Server, tmp
     server.answer = lambda handler, n: (
         handler.send(keep=100_000, ETag='"old"') if n == 0 else handler.send(changed, ETag='"new"')
     )
-    archives.fetch(Source(server.url), tmp_path / "x.tar")
+    sources.fetch(Source(server.url), tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == changed
     assert ["Range" in headers for headers in server.requests] == [False, True, False]
 
@@ -284,7 +284,7 @@ def test_without_checksum_halves_of_two_mirrors_are_not_joined(server: Server, t
         return handler.send(DATA[::-1], ETag='"1"')
 
     server.answer = answer
-    archives.fetch(Source(server.url, mirrors=(f"http://{server.host}/y.tar",)), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, mirrors=(f"http://{server.host}/y.tar",)), tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == DATA[::-1]
 
 
@@ -295,7 +295,7 @@ def test_without_checksum_a_part_of_the_range_is_not_the_end(server: Server, tmp
         handler.send(keep=[100_000, 1000, None][n], ETag='"1"', **(part if n == 1 else {}))
 
     server.answer = answer
-    archives.fetch(Source(server.url), tmp_path / "x.tar")
+    sources.fetch(Source(server.url), tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == DATA
     assert len(server.requests) == 3
 
@@ -303,9 +303,9 @@ def test_without_checksum_a_part_of_the_range_is_not_the_end(server: Server, tmp
 def test_waits_as_long_as_the_server_asks(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     far = "Fri, 31 Dec 9999 23:59:59 GMT"
     server.answer = lambda handler, n: handler.fail(503, Retry_After=["1", far, "x"][n]) if n < 3 else handler.send()
-    monkeypatch.setattr(transfer, "PATIENCE", 1.2)
+    monkeypatch.setattr(http, "PATIENCE", 1.2)
     start = time.monotonic()
-    archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
     assert 2.2 <= time.monotonic() - start < 3.5, "1 s as asked for, 1.2 s of the thousands of years, nothing for x"
 
 
@@ -313,12 +313,12 @@ def test_no_room_is_said_before_the_first_byte(server: Server, tmp_path: Path, m
     free = shutil._ntuple_diskusage(10**6, 10**6, len(DATA) - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     with pytest.raises(UserError, match=rf"{tmp_path}: 300kB needed for x.tar, 300kB free"):
-        archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+        sources.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
     assert only(tmp_path) == []
 
     # What has come counts: the rest fits.
     (tmp_path / ".x.tar.partial").write_bytes(DATA[:1000])
-    archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
 
 
 def test_a_disk_that_fills_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,11 +349,11 @@ def test_a_disk_that_fills_up(server: Server, tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
         with pytest.raises(UserError, match=r"x.tar: cannot be written \(No space left on device\)"):
-            archives.fetch(Source(server.url, len(DATA), MD5), tmp_path / "x.tar")
+            sources.fetch(Source(server.url, len(DATA), MD5), tmp_path / "x.tar")
     assert len(server.requests) == 1
     left = (tmp_path / ".x.tar.partial").read_bytes()
     assert 100_000 < len(left) < len(DATA)
-    archives.fetch(Source(server.url, len(DATA), MD5), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, len(DATA), MD5), tmp_path / "x.tar")
     assert server.requests[1]["Range"] == f"bytes={len(left)}-"
 
 
@@ -368,8 +368,8 @@ def test_stops_at_once_and_goes_on_later(server: Server, tmp_path: Path) -> None
 
     server.answer = answer
     with pytest.raises(StoppedError):
-        archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar", stop=stop)
+        sources.fetch(Source(server.url, None, MD5), tmp_path / "x.tar", stop=stop)
     assert len(server.requests) == 1
     server.answer = lambda handler, n: handler.send()
-    archives.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
+    sources.fetch(Source(server.url, None, MD5), tmp_path / "x.tar")
     assert only(tmp_path) == ["x.tar"]

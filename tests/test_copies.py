@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from http_server import DATA, MD5
 
-from pipeline import archives, copies
 from pipeline.config.schema import Source
-from pipeline.copies import Known
+from pipeline.fetch import checksums, local, sources
+from pipeline.fetch.checksums import Known
 
 RIGHT = Source("https://nowhere.invalid/x.tar", len(DATA), MD5)
 BARE = Source("https://nowhere.invalid/x.tar")
@@ -34,8 +34,8 @@ def place(path: str | Path, data: bytes = DATA) -> Path:
 
 
 def take(source: Source = RIGHT, *mirror: str, known: Known | None = None) -> bool:
-    where = copies.places("voc", "x.tar", mirror)
-    return copies.take("voc", source, TARGET, where, known or Known())
+    where = local.places("voc", "x.tar", mirror)
+    return local.take("voc", source, TARGET, where, known or Known())
 
 
 @pytest.mark.parametrize("entry", ["{}", "file://{}", "${{LAB}}/my data", "file://${{LAB}}/my%20data", "~/my data"])
@@ -92,9 +92,9 @@ def test_what_nothing_vouches_for(tmp_path: Path, capsys: pytest.CaptureFixture[
     """Taken from a mirror, with a line; from another data set only where it came from the same address."""
     other = place("data/archives/person/x.tar", b"of another")
     assert not take(BARE)
-    Known(other.parent / copies.MEMORY).note(other, {"md5": "0"}, "https://elsewhere.invalid/x.tar")
+    Known(other.parent / checksums.MEMORY).note(other, {"md5": "0"}, "https://elsewhere.invalid/x.tar")
     assert not take(BARE)
-    Known(other.parent / copies.MEMORY).note(other, {"md5": "0"}, BARE.url)
+    Known(other.parent / checksums.MEMORY).note(other, {"md5": "0"}, BARE.url)
     assert take(BARE)
     TARGET.unlink()
     other.unlink()
@@ -106,31 +106,31 @@ def test_what_nothing_vouches_for(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_checked_once_and_again_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    taken = copies.digests
+    taken = checksums.digests
 
     def counted(path: Path, *rest: object) -> dict[str, str]:
         read.append(str(path))
         return taken(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(copies, "digests", counted)
-    memory = TARGET.parent / copies.MEMORY
+    monkeypatch.setattr(checksums, "digests", counted)
+    memory = TARGET.parent / checksums.MEMORY
     file = place(tmp_path / "lab/x.tar")
     assert take(RIGHT, str(file.parent), known=Known(memory))
-    assert archives.kept(RIGHT, TARGET, Known(memory))
-    assert archives.kept(RIGHT, TARGET, Known(memory))
+    assert sources.kept(RIGHT, TARGET, Known(memory))
+    assert sources.kept(RIGHT, TARGET, Known(memory))
     assert read == [str(file)], "one reading for all three"
     # A second data set that wants the same file reads nothing either.
     second = Path("data/archives/person/x.tar")
     second.parent.mkdir()
-    known = Known(second.parent / copies.MEMORY)
-    assert copies.take("person", RIGHT, second, copies.in_store("person", "x.tar"), known)
-    assert archives.kept(RIGHT, second, known)
+    known = Known(second.parent / checksums.MEMORY)
+    assert local.take("person", RIGHT, second, local.in_store("person", "x.tar"), known)
+    assert sources.kept(RIGHT, second, known)
     assert len(read) == 1
 
     # Of the same size and, by the tool that wrote it, the same time to the second.
     file.write_bytes(DATA[::-1])
     os.utime(file, ns=(10**18, 10**18 + 1))
-    assert not archives.kept(RIGHT, TARGET, Known(memory))
+    assert not sources.kept(RIGHT, TARGET, Known(memory))
     assert not TARGET.is_symlink(), "the link is gone"
     assert file.read_bytes() == DATA[::-1], "and the user's file is not"
     assert len(read) == 2
@@ -141,28 +141,28 @@ def test_checked_once_and_again_after_a_change(tmp_path: Path, monkeypatch: pyte
 
 def test_a_file_that_was_written_this_moment_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two writes within one tick of the disk's clock give the same time: it proves nothing yet."""
-    memory = TARGET.parent / copies.MEMORY
+    memory = TARGET.parent / checksums.MEMORY
     TARGET.write_bytes(DATA)
     before = TARGET.stat()
-    assert archives.kept(RIGHT, TARGET, Known(memory))
+    assert sources.kept(RIGHT, TARGET, Known(memory))
     with TARGET.open("r+b") as file:
         file.write(b"other")
     os.utime(TARGET, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert not archives.kept(RIGHT, TARGET, Known(memory))
+    assert not sources.kept(RIGHT, TARGET, Known(memory))
 
 
 def test_what_has_no_checksum_is_kept_while_it_is_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
-    memory = TARGET.parent / copies.MEMORY
+    memory = TARGET.parent / checksums.MEMORY
     place(TARGET)
     Known(memory).note(TARGET, {"md5": MD5}, BARE.url)
-    assert archives.kept(BARE, TARGET, Known(memory))
+    assert sources.kept(BARE, TARGET, Known(memory))
     place(TARGET, DATA[::-1])
     os.utime(TARGET)
     time.sleep(0.001)
-    assert not archives.kept(BARE, TARGET, Known(memory))
+    assert not sources.kept(BARE, TARGET, Known(memory))
     assert f"{MD5} when it came" in capsys.readouterr().err
 
     place(TARGET)
     Known(memory).note(TARGET, {"md5": MD5}, "https://elsewhere.invalid/x.tar")
-    assert not archives.kept(BARE, TARGET, Known(memory))
+    assert not sources.kept(BARE, TARGET, Known(memory))
     assert "comes from https://elsewhere.invalid/x.tar" in capsys.readouterr().err

@@ -22,8 +22,9 @@ import yaml
 from filelock import FileLock
 from http_server import DATA, MD5, Handler, Server, serve
 
-from pipeline import copies, download, prepare, transfer
+from pipeline import download, prepare
 from pipeline.config import resolve
+from pipeline.fetch import checksums, http
 from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.data.split import Split
 from refinenet.errors import UserError
@@ -37,7 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project folder, which is the working folder."""
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")
-    monkeypatch.setattr(transfer, "BACKOFF", 0.001)
+    monkeypatch.setattr(http, "BACKOFF", 0.001)
     return tmp_path / "project"
 
 
@@ -100,7 +101,7 @@ def test_what_has_come_survives_and_all_reasons_are_told(server: Server) -> None
         f"wrong.tar: {server.url}: md5 {MD5} found, {'0' * 32} expected"
     )
     assert not RAW.exists()
-    assert names(STORE) == [copies.MEMORY, "a.tar", "b.tar"]
+    assert names(STORE) == [checksums.MEMORY, "a.tar", "b.tar"]
     before = len(server.requests)
     use({"a.tar": good, "b.tar": good})
     download.run("voc")
@@ -118,7 +119,7 @@ def test_a_rerun_reads_and_fetches_nothing(server: Server, monkeypatch: pytest.M
     def read(*_: object) -> dict[str, str]:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(copies, "digests", read)
+    monkeypatch.setattr(checksums, "digests", read)
     monkeypatch.setattr(download, "dvc_md5", read)
     shutil.rmtree(RAW)
     download.run("voc")

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from http_server import Handler, Server, serve
 
-from pipeline import archives, transfer
 from pipeline.config.schema import Source
+from pipeline.fetch import http, sources
 from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,15 +159,15 @@ class Bad:
 def outcome(source: Source, target: Path) -> str:
     """The line in which fetching ends, "" where the file has come."""
     try:
-        archives.fetch(source, target)
+        sources.fetch(source, target)
     except UserError as error:
         return str(error)
     return ""
 
 
 def test_random_faults_end_in_the_right_file_or_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "BACKOFF", 0.0)
-    monkeypatch.setattr(transfer, "TIMEOUT", (5, 0.1))
+    monkeypatch.setattr(http, "BACKOFF", 0.0)
+    monkeypatch.setattr(http, "TIMEOUT", (5, 0.1))
     ends: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     with serve() as server:

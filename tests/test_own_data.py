@@ -29,10 +29,11 @@ from hypothesis import strategies as st
 from own_run import scores as leaves
 from PIL import Image
 
-from pipeline import pack, tabulate
+from pipeline import tabulate
 from pipeline.config import resolve, schema
 from pipeline.config.schema import Folder
 from pipeline.datasets import custom
+from pipeline.fetch import own_folders
 from refinenet.data.split import Array, Schema, Split
 from refinenet.data.writer import write_split
 from refinenet.errors import UserError
@@ -68,7 +69,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def packed(about: Folder = ABOUT) -> Path:
-    pack.pack("leaves", about, Path("raw"))
+    own_folders.pack("leaves", about, Path("raw"))
     return Path("raw", "leaves.zip")
 
 
@@ -196,7 +197,7 @@ def test_packed_again_only_when_the_content_has_changed(here: Path, capsys: pyte
     first = archive.stat()
 
     def same() -> bool:
-        assert not pack.outdated("leaves", ABOUT, raw)
+        assert not own_folders.outdated("leaves", ABOUT, raw)
         packed()
         return (archive.stat().st_ino, archive.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
 
@@ -209,24 +210,24 @@ def test_packed_again_only_when_the_content_has_changed(here: Path, capsys: pyte
     wrong = bytearray(old)
     wrong[-1] ^= 1
     Path("masks/a.png").write_bytes(wrong)  # same name and size
-    assert pack.outdated("leaves", ABOUT, raw)
+    assert own_folders.outdated("leaves", ABOUT, raw)
     Path("masks/a.png").write_bytes(old)
     assert same()
     for change in (replace(ABOUT, classes=("soil", "leaf", "root")), replace(ABOUT, train="list.txt")):
         Path("list.txt").write_text("a\n")
-        assert pack.outdated("leaves", change, raw)
+        assert own_folders.outdated("leaves", change, raw)
     os.utime("photos/b.png", (1, 1))
     for folder_name in ("photos", "masks"):  # a pair that is older than all others
         save(draw("z")[0 if folder_name == "photos" else 1], Path(folder_name, "z.png"))
         os.utime(Path(folder_name, "z.png"), (1, 1))
-    assert pack.outdated("leaves", ABOUT, raw)
+    assert own_folders.outdated("leaves", ABOUT, raw)
     packed()
-    assert not pack.outdated("leaves", ABOUT, raw)
+    assert not own_folders.outdated("leaves", ABOUT, raw)
     with zipfile.ZipFile(archive) as found:
         assert "masks/z.png" in found.namelist()
     # A colleague has the archive and not the folders.
     Path("photos").rename("gone")
-    assert not pack.outdated("leaves", ABOUT, raw)
+    assert not own_folders.outdated("leaves", ABOUT, raw)
     capsys.readouterr()
     packed()
     assert capsys.readouterr().out == "leaves: photos is not here, going on with raw/leaves.zip\n"

@@ -1,4 +1,4 @@
-"""A user's own data set, from the archive into which pipeline/pack.py packs its folders.
+"""A user's own data set, from the archive into which pipeline/fetch/own_folders.py packs its folders.
 
 Masks are PNGs of 8 bits a channel: grey or palette, whose values are the classes, or in colours, which are looked up
 exactly. Images are read as people see them, upright and on white, since that is what a mask is drawn on.

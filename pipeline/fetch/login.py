@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipeline.copies import CopyError
+from pipeline.fetch.checksums import CopyError
 
 if TYPE_CHECKING:
     from requests import Session

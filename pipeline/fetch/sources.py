@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Event, Lock
-from typing import TYPE_CHECKING
+from threading import Event, Thread
+from typing import TYPE_CHECKING, TypeVar
 
-from tqdm import tqdm
-
-from pipeline import copies
-from pipeline.copies import NEVER, CopyError, Known
-from pipeline.transfer import Transfer, forget, partial_of, size_of
+from pipeline.config.schema import Source
+from pipeline.fetch import checksums, local
+from pipeline.fetch.checksums import NEVER, CopyError, Known
+from pipeline.fetch.http import Room, Transfer, forget
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Source
-
-
-class Room:
-    """What the downloads to one disk still need, against what is free on it. Threads share one."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lock = Lock()
-        self._wanted: dict[Path, tuple[str, int]] = {}  # partial file -> name and bytes of the whole one
-
-    def expect(self, *wanted: tuple[Path, int]) -> None:
-        """Count on these files, (target, bytes) each; UserError where all that is still missing does not fit."""
-        with self._lock:
-            self._wanted |= {partial_of(target): (target.name, size) for target, size in wanted}
-            missing = {name: max(0, size - size_of(partial)) for partial, (name, size) in self._wanted.items()}
-            free = shutil.disk_usage(self._folder).free
-            if sum(missing.values()) <= free:
-                return
-            for target, _ in wanted:
-                del self._wanted[partial_of(target)]
-        files = ", ".join(name for name, size in missing.items() if size)
-        raise UserError(f"{self._folder}: {amount(sum(missing.values()))} needed for {files}, {amount(free)} free")
-
-    def settled(self, target: Path) -> None:
-        """Count on this file no more: it has come, or will not."""
-        with self._lock:
-            self._wanted.pop(partial_of(target), None)
 
 
 def fetch(
@@ -76,7 +50,7 @@ def fetch(
                 _from(url, source, target, known, room, stop)
                 return
             except CopyError as reason:
-                path = copies.folder(url) if url.startswith("file://") else None
+                path = local.folder(url) if url.startswith("file://") else None
                 reasons.append(f"{path or url}: {reason}")
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
@@ -93,44 +67,82 @@ def kept(source: Source, target: Path, known: Known, stop: Event = NEVER) -> boo
     before = known.recorded(target)
     origin = before.get("origin") or source.url
     try:
-        found = copies.verify(target, source, known, stop)
-        if not copies.vouched(source):
+        found = checksums.verify(target, source, known, stop)
+        if not checksums.vouched(source):
             if before.get("md5", found["md5"]) != found["md5"]:
                 raise CopyError(f"md5 {found['md5']} found, {before['md5']} when it came")
             if "://" in origin and origin not in (source.url, *source.mirrors):
                 raise CopyError(f"comes from {origin}, no checksum published")
     except CopyError as reason:
-        copies.say(f"warning: {target}: {reason}; {'link ' if target.is_symlink() else ''}removed")
+        checksums.say(f"warning: {target}: {reason}; {'link ' if target.is_symlink() else ''}removed")
         target.unlink()
         return False
     forget(target)  # of a download killed between its last rename and the tidying up
     return True
 
 
-def amount(size: int) -> str:
-    """A number of bytes for people: 1.85GB."""
-    return str(tqdm.format_sizeof(size, "B"))
-
-
-def digest(path: Path, kind: str) -> str:
-    """Checksum of a file in hexadecimal digits; `kind` as hashlib calls it."""
-    return copies.digests(path, (kind,))[kind]
-
-
 def _from(url: str, source: Source, target: Path, known: Known, room: Room, stop: Event) -> None:
-    path = copies.folder(url)
+    path = local.folder(url)
     if path is None:
         raise CopyError("an environment variable is not set")
     if url.startswith("file://"):
         if not path.is_file():
             raise CopyError("no such file")
         try:
-            found = copies.verify(path, source, known, stop)
+            found = checksums.verify(path, source, known, stop)
         except OSError as error:
             raise CopyError(f"not readable ({error.strerror})") from None
-        copies.link(path, target)
+        local.link(path, target)
     elif url.startswith(("http://", "https://")):
         found = Transfer(os.path.expandvars(url), source, target, room, stop).run()
     else:
         raise CopyError("expected https://, http:// or file://")
     known.note(target, found, url)
+
+
+AT_ONCE = 4  # files
+_T = TypeVar("_T")
+
+
+def at_once(jobs: Mapping[str, Callable[[], _T]], stop: Event) -> tuple[dict[str, _T], dict[str, UserError]]:
+    """Do the jobs, AT_ONCE at a time: what they return, and the UserErrors of those that failed.
+
+    One that fails does not stop the others, other errors than a UserError are raised once all have ended. Ctrl-C sets
+    `stop` and does not wait for an answer of a server.
+    """
+    waiting = deque(jobs.items())
+    results: dict[str, _T] = {}
+    errors: dict[str, Exception] = {}
+
+    def work() -> None:
+        while waiting:
+            try:
+                name, job = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                results[name] = job()
+            except Exception as error:
+                errors[name] = error
+
+    threads = [Thread(target=work, daemon=True) for _ in range(min(AT_ONCE, len(jobs)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        waiting.clear()
+        stop.set()
+        end = time.monotonic() + 1.0
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        raise
+    failed: dict[str, UserError] = {}
+    for name in jobs:
+        error = errors.get(name)
+        if isinstance(error, UserError):
+            failed[name] = error
+        elif error is not None:
+            raise error
+    return results, failed

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from tqdm import tqdm
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from pipeline.config.schema import Source
 
 STORE = Path("data/archives")  # <data set>/<file>: what was fetched, or links to what was found
-INCOMING = Path("data/incoming")  # <data set>/<file>: what a person put in place
 MEMORY = ".verified.json"
 CHUNK = 1 << 20
 LARGE = 1 << 28  # bytes; reading more takes long enough for a bar
@@ -145,70 +142,6 @@ def verify(path: Path, source: Source, known: Known, stop: Event = NEVER) -> dic
     return found
 
 
-def folder(entry: str) -> Path | None:
-    """A path or file:// address with `~`, `$NAME` and `${NAME}` filled in; None where a name is not set."""
-    path = os.path.expandvars(entry)
-    if "$" in path:
-        return None
-    return Path(unquote(path.removeprefix("file://")) if path.startswith("file://") else path).expanduser()
-
-
-def in_store(name: str, file: str) -> list[Path]:
-    """Where other data sets than `name` may have an archive of theirs under this name."""
-    others = sorted(STORE.iterdir()) if STORE.is_dir() else []
-    return [other / file for other in others if other.is_dir() and other.name != name]
-
-
-def places(name: str, file: str, mirror: Sequence[str] = ()) -> Iterator[Path]:
-    """Where a copy of an archive of the data set `name` may lie, other than in its own folder of the store.
-
-    A mirror whose name has an environment variable that is not set is left out.
-    """
-    yield from in_store(name, file)
-    for entry in mirror:
-        if (path := folder(entry)) is not None:
-            yield path / name / file
-            yield path / file
-    yield INCOMING / name / file
-
-
-def take(name: str, source: Source, target: Path, places: Iterable[Path], known: Known, stop: Event = NEVER) -> bool:
-    """Give the first right copy among `places` the name `target`; False: there is none.
-
-    A wrong copy is passed over with a line that names it. What nothing vouches for is taken from a mirror or by hand,
-    and from another data set only where it came from the same address: its name alone says little.
-    """
-    for copy in places:
-        if copy in known.wrong or not copy.is_file():
-            continue
-        origin = known.recorded(copy).get("origin")
-        if copy.parent.parent == STORE and not vouched(source) and origin not in (source.url, *source.mirrors):
-            continue
-        try:
-            found = verify(copy, source, known, stop)
-        except (CopyError, OSError) as reason:
-            say(f"warning: {copy}: {reason}; passed over")
-            known.wrong.add(copy)
-            continue
-        link(copy, target)
-        known.note(target, found, origin or str(copy))
-        note = "" if vouched(source) else " (no published checksum to check it with)"
-        say(f"{name}: {target.name} is {copy}{note}")
-        return True
-    return False
-
-
-def link(copy: Path, target: Path) -> None:
-    """Give a file a second name: a hard link below data/, a symbolic link to an absolute path outside.
-
-    What lies outside is the user's own and may be on another disk; what lies in data/incoming may be tidied up.
-    """
-    target.unlink(missing_ok=True)
-    real = copy.resolve()
-    if any(real.is_relative_to(inside.resolve()) for inside in (STORE, INCOMING)):
-        try:
-            os.link(real, target)
-            return
-        except OSError:  # a disk without such links, or a folder that lies on another one
-            pass
-    target.symlink_to(real if copy.is_symlink() else copy.absolute())
+def digest(path: Path, kind: str) -> str:
+    """Checksum of a file in hexadecimal digits; `kind` as hashlib calls it."""
+    return digests(path, (kind,))[kind]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from pipeline import accounts, copies
-from pipeline.copies import CopyError, Known, StoppedError
+from tqdm import tqdm
+
+from pipeline.fetch import checksums, login
+from pipeline.fetch.checksums import CopyError, Known, StoppedError
 from pipeline.runtime import progress
 from refinenet.atomic import sync
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.archives import Room
     from pipeline.config.schema import Source
 
 PIECE = 1 << 16  # read from the network at a time; what a broken connection can lose
@@ -61,7 +64,7 @@ class Transfer:
             try:
                 with requests.Session() as session:
                     if self.source.login is not None:
-                        accounts.log_in(session, self.source.login, self.url)
+                        login.log_in(session, self.source.login, self.url)
                     resumed = self._stream(session)
             except _BusyError as busy:
                 reason, pause = str(busy), busy.seconds
@@ -71,7 +74,7 @@ class Transfer:
                 reason = _plain(error)
             else:
                 try:
-                    found = copies.verify(self.partial, self.source, Known(), self.stop)
+                    found = checksums.verify(self.partial, self.source, Known(), self.stop)
                 except CopyError as wrong:
                     forget(self.target)
                     reason, damaged = str(wrong), damaged + 1
@@ -94,7 +97,7 @@ class Transfer:
         """Append to the partial file what is still missing. True: it holds bytes of an earlier attempt."""
         import requests
 
-        size, checked = self.source.size, copies.vouched(self.source)
+        size, checked = self.source.size, checksums.vouched(self.source)
         have = size_of(self.partial)
         old_url, tag, old_total = self._begun()
         if size is not None and have > size:
@@ -151,7 +154,13 @@ class Transfer:
     def _pour(self, response: Any, have: int, total: int | None) -> int:
         """Write what comes; the bytes that the partial file then has."""
         bar = progress.bar(
-            self.target.name, "B", total=total, initial=have, unit_scale=True, unit_divisor=1024, **copies.first_line()
+            self.target.name,
+            "B",
+            total=total,
+            initial=have,
+            unit_scale=True,
+            unit_divisor=1024,
+            **checksums.first_line(),
         )
         done = have
         with bar, self.partial.open("ab" if have else "wb") as file:
@@ -225,3 +234,35 @@ def _plain(error: Exception) -> str:
     if "Failed to resolve" in text:
         return "no such host, or no network"
     return text if len(text) < 120 and "object at 0x" not in text else type(error).__name__
+
+
+class Room:
+    """What the downloads to one disk still need, against what is free on it. Threads share one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = Lock()
+        self._wanted: dict[Path, tuple[str, int]] = {}  # partial file -> name and bytes of the whole one
+
+    def expect(self, *wanted: tuple[Path, int]) -> None:
+        """Count on these files, (target, bytes) each; UserError where all that is still missing does not fit."""
+        with self._lock:
+            self._wanted |= {partial_of(target): (target.name, size) for target, size in wanted}
+            missing = {name: max(0, size - size_of(partial)) for partial, (name, size) in self._wanted.items()}
+            free = shutil.disk_usage(self._folder).free
+            if sum(missing.values()) <= free:
+                return
+            for target, _ in wanted:
+                del self._wanted[partial_of(target)]
+        files = ", ".join(name for name, size in missing.items() if size)
+        raise UserError(f"{self._folder}: {amount(sum(missing.values()))} needed for {files}, {amount(free)} free")
+
+    def settled(self, target: Path) -> None:
+        """Count on this file no more: it has come, or will not."""
+        with self._lock:
+            self._wanted.pop(partial_of(target), None)
+
+
+def amount(size: int) -> str:
+    """A number of bytes for people: 1.85GB."""
+    return str(tqdm.format_sizeof(size, "B"))
