@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pipeline import datasets
 from pipeline.config import profiles, resolve
-from pipeline.published import NOT_PRINTED, published
+from pipeline.tables.paper import NOT_PRINTED, published
 from refinenet.atomic import whole_file
 from refinenet.config import Recipe
 

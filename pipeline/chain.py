@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import figures
-from pipeline.published import PROTOCOLS, published
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.scores import Scores, Seeds
+from pipeline.tables.metrics_files import Scores, Seeds
+from pipeline.tables.paper import PROTOCOLS, published
 from refinenet.errors import UserError
 
 SETTINGS = Path("settings.json")

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from pipeline.config import profiles
-from pipeline.published import caveat, published
 from pipeline.runtime.cli import report
+from pipeline.tables.paper import caveat, published
 from refinenet.errors import UserError
 
 

@@ -14,13 +14,14 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
-from pipeline import chain, figures, overview, own_table, page
+from pipeline import chain, figures, overview, page
 from pipeline.chain import Archives, Link
 from pipeline.figures import Level
-from pipeline.published import NOT_PRINTED, PROTOCOLS
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.scores import Seeds
+from pipeline.tables import custom
+from pipeline.tables.metrics_files import Seeds
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
 
@@ -48,7 +49,7 @@ def archives(name: str, own: bool, chosen: Mapping[str, Any], root: Path) -> Arc
 def link(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Link:
     """The chain of an experiment, with all its protocols: a profile may have others than the paper's."""
     made, run = chain.link(runs, chosen, md5s, root), runs.first
-    return replace(made, protocols=[(PROTOCOLS.get(one, one), run.protocols[one]) for one in own_table.in_order(run)])
+    return replace(made, protocols=[(PROTOCOLS.get(one, one), run.protocols[one]) for one in custom.in_order(run)])
 
 
 def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
@@ -57,7 +58,7 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
     own = [data for data, told in chosen["download"].items() if told.get("own") is not None]
     if name not in own:
         raise UserError(f"{name!r}: no data of one's own, expected one of {', '.join(own) or 'none: own is []'}")
-    table = own_table.table(name, root)
+    table = custom.table(name, root)
     runs = {seeds.first.experiment: seeds for seeds in table.runs}
     data = list(dict.fromkeys(one for experiment in runs for one in chain.sources(experiment, chosen)))
     for one in data:
@@ -72,14 +73,14 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
     values = {
         "name": name,
         "title": table.title,
-        "head": own_table.HEAD,
+        "head": custom.HEAD,
         "rows": [(row.runs.first.experiment, row.shown()) for row in table.rows],
         "columns": [row.heading() for row in table.rows],
         "classes": [
             (one, "#{:02x}{:02x}{:02x}".format(*colour), [row.iou[i] or NOT_PRINTED for row in table.rows])
             for i, (one, colour) in enumerate(zip(schema.classes, schema.palette, strict=True))
         ],
-        "notes": [(one, own_table.notes(name, seeds)) for one, seeds in runs.items()],
+        "notes": [(one, custom.notes(name, seeds)) for one, seeds in runs.items()],
         "experiments": [link(seeds, chosen, md5s, root) for seeds in runs.values()],
         "archives": [archives(one, one in own, chosen, root) for one in data],
         "costs": [

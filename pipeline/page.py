@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import chain, charts, figures, overview
 from pipeline.figures import Curve, Level
-from pipeline.published import PROTOCOLS
+from pipeline.tables.paper import PROTOCOLS
 from refinenet.data.split import Schema
 from refinenet.errors import UserError
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pipeline.published import published
+from pipeline.tables.paper import published
 from refinenet.atomic import whole_folder
 from refinenet.errors import UserError
 

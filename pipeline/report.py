@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import chain, charts, datasets, figures, overview, page, scores, summary, tables
+from pipeline import chain, charts, datasets, figures, overview, page, summary
 from pipeline.figures import Curve, Level
-from pipeline.published import NOT_PRINTED, PROTOCOLS, Source, Table, caveat, published, slug
 from pipeline.runtime import cli
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.scores import Scores
+from pipeline.tables import columns, metrics_files
+from pipeline.tables.metrics_files import Scores
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, Source, Table, caveat, published, slug
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
 
@@ -52,13 +53,13 @@ def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
             for part in ("paper", "run", "difference", "spread")
         }
         ends = [
-            tables.interval(*(record[f"{slug(score.column)}_{end}"] for end in ("low", "high"))) for score in of.scores
+            columns.interval(*(record[f"{slug(score.column)}_{end}"] for end in ("low", "high"))) for score in of.scores
         ]
         names = list(dict.fromkeys(name for prefix, _ in of.groups() if (name := record[f"{prefix}experiment"])))
         yield Line("paper" if names else "competitor", labels, [text or NOT_PRINTED for text in cells["paper"]], [])
         if names:
             source = next(row.sources[0] for row in of.rows if list(row.labels) == labels and row.sources)
-            how = tables.how(of, source, record[f"{of.groups()[0][0]}evaluated_on_run"])
+            how = columns.how(of, source, record[f"{of.groups()[0][0]}evaluated_on_run"])
             ours = [
                 f"{text} ± {spread}" if spread else text or NOT_PRINTED
                 for text, spread in zip(cells["run"], cells["spread"], strict=True)
@@ -68,7 +69,7 @@ def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
                 for what in ("seeds", "where")
             )
             yield Line("run", [how], ours, names, seeds, where)
-            yield Line("difference", ["difference"], list(map(tables.signed, cells["difference"])), [])
+            yield Line("difference", ["difference"], list(map(columns.signed, cells["difference"])), [])
             yield Line("interval", ["95 % interval"], ends, [])
 
 
@@ -114,7 +115,7 @@ def data(name: str, runs: Mapping[str, Scores], holding: overview.Holding, level
         source = shown(of)
         iou = runs[source.experiment].protocols[source.protocol].iou
         classes = holding.splits["train"].schema.classes
-        scored = [tables.percent(iou.get(one)) or NOT_PRINTED for one in classes]
+        scored = [columns.percent(iou.get(one)) or NOT_PRINTED for one in classes]
     return {
         "shown": f"{source.experiment}, {PROTOCOLS[source.protocol]}" if of is not None else None,
         "scored": scored,
@@ -125,8 +126,8 @@ def data(name: str, runs: Mapping[str, Scores], holding: overview.Holding, level
 def context(root: Path) -> dict[str, Any]:
     """What the page says, its chapters on the data sets aside."""
     every = published().values()
-    printed = {of.name: tables.read(of, root) for of in every}
-    seeds = {name: scores.seeds(name, root) for of in every for name in of.experiments()}
+    printed = {of.name: columns.read(of, root) for of in every}
+    seeds = {name: metrics_files.seeds(name, root) for of in every for name in of.experiments()}
     runs = {name: seeds[name].first for name in sorted(seeds)}
     folders = {name: root / "data" / name for name in datasets.NAMES}
     for name, folder in folders.items():

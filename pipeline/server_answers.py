@@ -10,8 +10,8 @@ from decimal import Decimal
 from typing import Any
 
 from pipeline import datasets
-from pipeline.published import published
-from pipeline.server_scores import Answer, check, percent
+from pipeline.tables.paper import published
+from pipeline.tables.server_records import Answer, check, percent
 from refinenet.errors import UserError
 
 MEAN = "mean IoU"

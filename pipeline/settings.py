@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from pipeline.config.profiles import PARAMS, PROFILES, read_params
 from pipeline.config.resolve import SETTINGS, resolve
 from pipeline.fetch import checksums, local
-from pipeline.scores import FURTHER
+from pipeline.tables.metrics_files import FURTHER
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
 

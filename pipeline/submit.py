@@ -21,13 +21,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline import datasets, server_answers, server_scores
+from pipeline import datasets, server_answers
 from pipeline.config import resolve
-from pipeline.published import published
 from pipeline.runtime import progress
 from pipeline.runtime.cli import report
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.servers import COMPETITIONS, SERVERS, Server
+from pipeline.tables import server_records
+from pipeline.tables.paper import published
 from pipeline.trained import Trained
 from refinenet.atomic import sync, whole_file
 from refinenet.config import Protocol
@@ -198,7 +199,7 @@ def _notes(file: Path, server: Server, experiment: str) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not the notes beside an archive ({type(error).__name__}: {error})") from None
-    wanted = server.data, "test", experiment, server_scores.protocol(server.data, experiment)
+    wanted = server.data, "test", experiment, server_records.protocol(server.data, experiment)
     for what, found, expected in zip(("data", "split", "experiment", "protocol"), seen, wanted, strict=True):
         if found != expected:
             raise UserError(f"{file}: {what} {found}, expected {expected}")
@@ -211,7 +212,7 @@ def record(options: argparse.Namespace) -> None:
     """Note what a server answered; UserError where it cannot be of this archive or does not add up."""
     server = SERVERS[options.data]
     experiment: str = options.experiment or default_experiment(server.data)
-    server_scores.protocol(server.data, experiment)
+    server_records.protocol(server.data, experiment)
     notes = _notes(options.submission or Path("submissions") / f"{experiment}.json", server, experiment)
     if not re.fullmatch(r"https?://\S+\.\S+", options.link):
         raise UserError(f"--link {options.link}: expected the address of the result, http:// or https://")
@@ -232,7 +233,7 @@ def record(options: argparse.Namespace) -> None:
         if found.setdefault(name, value) != value:
             raise UserError(f"{where}: {name} {found[name]}, the command line says {value}")
     answer = server_answers.answer(found, more, classes, where)
-    file = server_scores.write(notes, answer, options.link)
+    file = server_records.write(notes, answer, options.link)
     print(f"{file}: mean IoU {answer.mean_iou} of {notes['archive']['file']}; `dvc repro table-{server.data}` shows it")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline import tables
-from pipeline.published import published, slug
+from pipeline.tables import columns as tables
+from pipeline.tables.paper import published, slug
 
 POINTS = (1.0, 2.0, 5.0)  # within which numbers are counted; the first is what "reproduced" means
 

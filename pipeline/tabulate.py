@@ -1,10 +1,10 @@
 """metrics/ + published.yaml -> results/<table>_table.csv, .md and .tex: the paper's rows, this run's, the difference.
 
     python -m pipeline.tabulate voc         one table
-    python -m pipeline.tabulate leaves      the table of a data set of one's own (pipeline/own_table.py)
+    python -m pipeline.tabulate leaves      the table of a data set of one's own (pipeline/tables/custom.py)
     python -m pipeline.tabulate --readme    the summary in README.md, from the nine results/*_table.csv
 
-The columns of the csv are described in pipeline/tables.py. Where a test server's scores are recorded
+The columns of the csv are described in pipeline/tables/columns.py. Where a test server's scores are recorded
 (metrics/servers/), they stand in the place of those on val.
 """
 
@@ -18,10 +18,11 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from pipeline import latex, tables
-from pipeline.beside import Cell, Line, lines
-from pipeline.published import NOT_PRINTED, PROTOCOLS, Table, caveat, published, slug, table
 from pipeline.runtime import cli
+from pipeline.tables import columns as tables
+from pipeline.tables import latex
+from pipeline.tables.compare import Cell, Line, lines
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, Table, caveat, published, slug, table
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
 
@@ -41,7 +42,7 @@ def _elsewhere(of: Table, split: str) -> list[str]:
 
 
 def as_csv(of: Table, content: Sequence[Line]) -> str:
-    """The table as csv, columns as in pipeline/tables.py."""
+    """The table as csv, columns as in pipeline/tables/columns.py."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(tables.columns(of))
@@ -139,7 +140,7 @@ def as_markdown(of: Table, content: Sequence[Line]) -> str:
 
 
 def as_latex(of: Table, content: Sequence[Line]) -> str:
-    """The same for LaTeX: a float to \\input, as pipeline/latex.py has them."""
+    """The same for LaTeX: a float to \\input, as pipeline/tables/latex.py has them."""
     rows: list[latex.Row] = []
     for line in content:
         rows.append(latex.Row([*line.row.labels, *line.row.values], bold=bool(line.behind), rule=bool(line.behind)))
@@ -169,9 +170,9 @@ def tabulate(name: str, root: Path = Path()) -> None:
         content = lines(table(name), root)
         forms = {suffix: form(table(name), content) for suffix, form in FORMATS.items()}
     else:
-        from pipeline import own_table
+        from pipeline.tables import custom
 
-        forms = own_table.forms(name, root)
+        forms = custom.forms(name, root)
     for suffix, text in forms.items():
         with whole_file(root / "results" / f"{name}_table.{suffix}") as part:
             part.write_text(text, encoding="utf-8", newline="\n")

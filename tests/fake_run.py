@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline import tabulate
 from pipeline.formats import label_images
-from pipeline.published import published
+from pipeline.tables.paper import published
 from refinenet.data.split import Array, Schema
 from refinenet.data.writer import write_split
 

@@ -126,7 +126,7 @@ print(*[name for name in finder.modules if name.split(".")[0] in ("pipeline", "r
     # The package refinenet imports its network only when asked for it, which these never do. Finished weights of others
     # are converted by what no training runs: a change of a reader shall not cost days of training.
     # The paper's data and tables need nothing of what a user's own do.
-    lazy = {"prepare": ["pipeline.datasets.custom"], "table-voc": ["pipeline.own_table"]}
+    lazy = {"prepare": ["pipeline.datasets.custom"], "table-voc": ["pipeline.tables.custom"]}
     lazy["pretrain"] = lazy["train"] = ["pipeline.convert.imagenet", "pipeline.convert.recognise"]
     for name in ("prepare", "prepare-own", "table-voc", "table-own"):
         lazy.setdefault(name, []).append("refinenet.model.network")

@@ -389,7 +389,7 @@ def check(root: Path) -> None:
 
 def make(root: Path) -> None:
     """Tables and README from the metrics under `root`."""
-    shutil.copy(ROOT / "pipeline/published.yaml", root / "published.yaml")
+    shutil.copy(ROOT / "pipeline/tables/paper.yaml", root / "published.yaml")
     (root / "README.md").write_text(f"{tabulate.START}\n{tabulate.END}\n")
     for name in yaml.safe_load((root / "published.yaml").read_text()):
         tabulate.tabulate(name, root)
@@ -400,13 +400,22 @@ def make(root: Path) -> None:
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """README, results and metrics of the last commit."""
     folder = tmp_path_factory.mktemp("committed")
-    archive = ["git", "archive", "--format=tar", "HEAD", "README.md", "metrics", "results", "pipeline/published.yaml"]
+    archive = [
+        "git",
+        "archive",
+        "--format=tar",
+        "HEAD",
+        "README.md",
+        "metrics",
+        "results",
+        "pipeline/tables/paper.yaml",
+    ]
     done = subprocess.run(archive, cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
         pytest.skip(f"no commit with README.md, metrics and results: {done.stderr.decode().strip()}")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
         tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-    (folder / "pipeline/published.yaml").rename(folder / "published.yaml")
+    (folder / "pipeline/tables/paper.yaml").rename(folder / "published.yaml")
     return folder
 
 

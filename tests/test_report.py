@@ -19,11 +19,12 @@ from fake_run import COUNTS, SPLITS, all_experiments, classes, scene, write_metr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import charts, figures, overview, report, summary, tables, tabulate
+from pipeline import charts, figures, overview, report, summary, tabulate
 from pipeline import page as page_of_both
 from pipeline.formats import label_images
-from pipeline.published import published, slug
 from pipeline.runtime.dvc_md5 import dvc_md5
+from pipeline.tables import columns
+from pipeline.tables.paper import published, slug
 from refinenet.data.split import Schema, Split
 from refinenet.data.writer import write_split
 from refinenet.errors import UserError
@@ -106,11 +107,11 @@ def test_every_cell_of_the_nine_tables(run: Path, page: Page) -> None:
     words = " ".join(page.text.split())
     for of in published().values():
         assert f"Table {of.number}. {of.title}" in words
-        for row, record in zip(of.rows, tables.read(of, run), strict=True):
+        for row, record in zip(of.rows, columns.read(of, run), strict=True):
             assert f"{' '.join(row.labels)} {' '.join(row.values)}" in words
             if row.sources:
                 ours = " ".join(record[f"{slug(score.column)}_run"] for score in of.scores)
-                points = " ".join(tables.signed(record[f"{slug(score.column)}_difference"]) for score in of.scores)
+                points = " ".join(columns.signed(record[f"{slug(score.column)}_difference"]) for score in of.scores)
                 assert re.search(rf"{re.escape(ours)} [\d, ]+ [a-z, ]+ difference {re.escape(points)}", words)
 
 
@@ -327,7 +328,7 @@ def test_paper_profile_counts_what_is_close(run: Path, tmp_path: Path) -> None:
         tabulate.tabulate(name, tmp_path / "run")
     text = report.html(tmp_path / "run")
     assert "drawn scenes" not in text
-    found = summary.numbers({of.name: tables.read(of, tmp_path / "run") for of in published().values()})
+    found = summary.numbers({of.name: columns.read(of, tmp_path / "run") for of in published().values()})
     comparable = [number for number in found if not number.experiment.startswith(("voc", "cityscapes"))]
     assert [number for number in found if number.comparable] == comparable
     close = sum(abs(number.paper - number.run) < 1.05 for number in comparable)

@@ -27,12 +27,13 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from pipeline import datasets, evaluate, server_scores, submit, tabulate
+from pipeline import datasets, evaluate, submit, tabulate
 from pipeline.config.schema import Rendered
-from pipeline.published import published
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.servers import SERVERS
 from pipeline.synthetic import render
+from pipeline.tables import server_records
+from pipeline.tables.paper import published
 from pipeline.tracking import Run
 from pipeline.trained import Trained
 from refinenet import RefineNet
@@ -551,7 +552,7 @@ def test_record_of_voc(
     Path("answer.txt").write_text(ANSWERS[form].replace("{md5}", "a" * 32))
     assert record("voc", "--file", "answer.txt") == 0
     assert capsys.readouterr().out.startswith("metrics/servers/voc-res152.json: mean IoU 83.4")
-    found = server_scores.load("voc-res152")
+    found = server_records.load("voc-res152")
     assert found is not None
     assert (found.protocol, found.profile, found.images, found.weights, found.link) == (
         ("multi", "paper", 1456, "b" * 32, LINK)
@@ -563,7 +564,7 @@ def test_record_of_voc(
     assert abs(Decimal(found.value("mean_iou") or 0) - mean) < Decimal("0.00001")
     monkeypatch.setattr(sys, "stdin", io.StringIO(Path("answer.txt").read_text()))
     assert record("voc", "--file", "-") == 0
-    assert server_scores.load("voc-res152") == found
+    assert server_records.load("voc-res152") == found
 
 
 def test_record_of_cityscapes(noted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -717,4 +718,4 @@ def test_a_damaged_record_is_named(change: Callable[[str], str], message: str, n
     file = Path("metrics/servers/voc-res152.json")
     file.write_text(change(file.read_text()))
     with pytest.raises(UserError, match=f"^{file}: .*{re.escape(message)}"):
-        server_scores.load("voc-res152")
+        server_records.load("voc-res152")

@@ -19,8 +19,9 @@ import pytest
 import yaml
 from fake_run import all_experiments, scores, write_metrics
 
-from pipeline import latex, settings, tabulate
-from pipeline.published import PUBLISHED, published
+from pipeline import settings, tabulate
+from pipeline.tables import latex
+from pipeline.tables.paper import PUBLISHED, published
 from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from pipeline.published import published
+from pipeline.tables.paper import published
 from refinenet.atomic import whole_file
 from refinenet.errors import UserError
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
-from pipeline import scores, server_scores, tables
-from pipeline.published import NOT_PRINTED, Row, Source, Table
-from pipeline.scores import Seeds
-from pipeline.server_scores import ServerScores
+from pipeline.tables import columns, metrics_files, server_records
+from pipeline.tables.metrics_files import Seeds
+from pipeline.tables.paper import NOT_PRINTED, Row, Source, Table
+from pipeline.tables.server_records import ServerScores
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Behind:
         if self.server:
             run = _one_decimal(self.server.value(metric))
             return Cell(run, difference(run, paper))
-        run = tables.percent(self.val.mean(protocol, metric))
-        low, high = map(tables.percent, self.val.interval(protocol, metric) or (None, None))
-        spread = tables.percent(self.val.spread(protocol, metric))
+        run = columns.percent(self.val.mean(protocol, metric))
+        low, high = map(columns.percent, self.val.interval(protocol, metric) or (None, None))
+        spread = columns.percent(self.val.spread(protocol, metric))
         return Cell(run, difference(run, paper), low, high, spread)
 
     def notes(self) -> list[str]:
@@ -64,10 +64,10 @@ class Behind:
             return self.val.first.absent()
         val = Behind(self.source, self.val, None)
         cell, first = val.cell("mean_iou", NOT_PRINTED), self.val.first
-        told = f"{cell.run} on {first.split}" + (f" ({tables.interval(cell.low, cell.high)})" if cell.low else "")
+        told = f"{cell.run} on {first.split}" + (f" ({columns.interval(cell.low, cell.high)})" if cell.low else "")
         if len(val.seeds) > 1:
             told += f", mean of {len(val.seeds)} seeds ± {cell.spread}"
-        return [f"{tables.SERVER}: {self.server.link}", told, *self.warnings()]
+        return [f"{columns.SERVER}: {self.server.link}", told, *self.warnings()]
 
     def warnings(self) -> list[str]:
         """Says where a test server's scores are of other weights than the rest of the run."""
@@ -100,8 +100,8 @@ def _one_decimal(value: Decimal | None) -> str:
 
 def lines(of: Table, root: Path) -> list[Line]:
     """All rows of a table with what this run has for them."""
-    metrics = {experiment: scores.seeds(experiment, root) for experiment in of.experiments()}
-    served = {name: server_scores.load(name, root) for name in metrics} if of.name in server_scores.SERVED else {}
+    metrics = {experiment: metrics_files.seeds(experiment, root) for experiment in of.experiments()}
+    served = {name: server_records.load(name, root) for name in metrics} if of.name in server_records.SERVED else {}
     result = []
     for row in of.rows:
         behind = tuple(Behind(one, metrics[one.experiment], served.get(one.experiment)) for one in row.sources)

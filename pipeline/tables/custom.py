@@ -14,11 +14,12 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import latex, scores, tables
 from pipeline.config import resolve
 from pipeline.config.profiles import PARAMS
-from pipeline.published import NOT_PRINTED, PROTOCOLS, published
-from pipeline.scores import Scores, Seeds
+from pipeline.tables import columns as tables
+from pipeline.tables import latex, metrics_files
+from pipeline.tables.metrics_files import Scores, Seeds
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, published
 from refinenet.errors import UserError
 
 COLUMNS = ("data_set", "experiment", "backbone", "cascade", "pools", "protocol")
@@ -40,8 +41,8 @@ def _runs(name: str, root: Path) -> tuple[str, list[str], list[Seeds]]:
     experiments = [one for one, value in evaluated if value["data"] == name and not value.get("of")]
     stale = {file.stem for file in (root / "metrics" / name).glob("*.json")} - set(experiments)
     for experiment in sorted(stale):
-        print(f"{scores.path(experiment, name)}: left out, no experiment of {PARAMS}")
-    runs = [scores.seeds(experiment, root, name) for experiment in experiments]
+        print(f"{metrics_files.path(experiment, name)}: left out, no experiment of {PARAMS}")
+    runs = [metrics_files.seeds(experiment, root, name) for experiment in experiments]
     classes = own[name]["classes"]
     for run in (run for same in runs for run in same.runs):
         if any(set(protocol.iou) != set(classes) for protocol in run.protocols.values()):

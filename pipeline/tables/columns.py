@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from pipeline.published import NOT_PRINTED, PROTOCOLS, Source, Table, slug
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, Source, Table, slug
 from refinenet.errors import UserError
 
 PARTS = ("paper", "run", "difference", "low", "high", "spread")
