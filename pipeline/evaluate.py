@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import resolve
-from pipeline.formats.label_images import GAP, colour
+from pipeline.formats.label_images import colour
+from pipeline.page.inline_images import GAP
 from pipeline.runtime import progress
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5

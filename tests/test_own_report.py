@@ -17,6 +17,7 @@ import pytest
 from test_report import Page
 
 from pipeline import own_report
+from pipeline.page import custom
 from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.errors import UserError
 
@@ -42,7 +43,7 @@ def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def html(made: Path) -> str:
-    return (made / own_report.path("leaves")).read_text(encoding="utf-8")
+    return (made / custom.path("leaves")).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -104,32 +105,32 @@ def test_without_pictures_where_none_were_asked_for(run: Path) -> None:
         for file in Path("predictions", experiment).glob("*.png"):
             file.unlink()
     with pytest.raises(UserError, match=r"no pictures; `evaluate leaves-res101` makes them"):
-        own_report.html("leaves")
+        custom.html("leaves")
     Path("settings.json").write_text(json.dumps(told))
-    page = Page(own_report.html("leaves"))
+    page = Page(custom.html("leaves"))
     assert "Image, truth and prediction" not in page.text
     assert len(page.all("img")) == 2 * (4 + 2) + 2 * 2  # sheets; curve and matrix of an experiment
 
 
 def test_same_bytes_in_another_folder_and_process(made: Path, run: Path, html: str) -> None:
-    own_report.path("leaves").unlink()
+    custom.path("leaves").unlink()
     command = [sys.executable, "-m", "pipeline.own_report", "leaves"]
     subprocess.run(command, check=True, env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"})
-    assert own_report.path("leaves").read_text(encoding="utf-8") == html
+    assert custom.path("leaves").read_text(encoding="utf-8") == html
 
 
 def test_large_pictures_still_fit(run: Path, html: str) -> None:
     full = len(html.encode())
-    assert len(own_report.html("leaves", limit=full).encode()) == full
-    assert len(own_report.html("leaves", limit=full - 1).encode()) < full
+    assert len(custom.html("leaves", limit=full).encode()) == full
+    assert len(custom.html("leaves", limit=full - 1).encode()) < full
 
 
 def test_names_are_escaped(run: Path) -> None:
     """A user's own names: of images, of the data set."""
     profile = Path("profiles/own.yaml")
     profile.write_text(re.sub("# title: Leaves, 2024", 'title: "<script>x</script>"', profile.read_text()))
-    assert "&lt;script&gt;x&lt;/script&gt;" in own_report.html("leaves")
-    assert "<script" not in own_report.html("leaves")
+    assert "&lt;script&gt;x&lt;/script&gt;" in custom.html("leaves")
+    assert "<script" not in custom.html("leaves")
 
 
 @pytest.mark.parametrize(
@@ -146,11 +147,11 @@ def test_names_are_escaped(run: Path) -> None:
 )
 def test_a_missing_input_is_named(gone: str, message: str, run: Path) -> None:
     shutil.rmtree(gone) if Path(gone).is_dir() else Path(gone).unlink()
-    own_report.path("leaves").unlink()
+    custom.path("leaves").unlink()
     with pytest.raises(UserError) as error:
         own_report.report("leaves")
     assert message in str(error.value)
-    assert not own_report.path("leaves").exists()
+    assert not custom.path("leaves").exists()
 
 
 def test_a_name_of_no_own_data(run: Path) -> None:

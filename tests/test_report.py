@@ -19,9 +19,10 @@ from fake_run import COUNTS, SPLITS, all_experiments, classes, scene, write_metr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import charts, figures, overview, report, summary, tabulate
-from pipeline import page as page_of_both
+from pipeline import report, tabulate
 from pipeline.formats import label_images
+from pipeline.page import charts, dataset_section, paper, result_section, summary
+from pipeline.page import page as page_of_both
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tables import columns
 from pipeline.tables.paper import published, slug
@@ -225,11 +226,13 @@ def test_the_numbers_of_a_data_set(name: str, run: Path, page: Page) -> None:
     cells: dict[str, str] = dict.fromkeys(classes(name), "")
     for part in SPLITS.get(name, ("train", "val")):
         split = Split(run / "data" / name / f"{part}.arrow")
-        found = overview.numbers(split)
+        found = dataset_section.numbers(split)
         areas = sorted((sample.image.shape[0] * sample.image.shape[1], sample.image.shape[1::-1]) for sample in split)
         assert found.images == len(areas)
         assert [size for _, size in (areas[0], areas[(len(areas) - 1) // 2], areas[-1])] == list(found.sizes)
-        told = f"{overview.PARTS[part]} {len(areas)} 64 × {areas[0][1][1]} to 64 × {areas[-1][1][1]}, median 64 × "
+        told = (
+            f"{dataset_section.PARTS[part]} {len(areas)} 64 × {areas[0][1][1]} to 64 × {areas[-1][1][1]}, median 64 × "
+        )
         if part == "test":
             assert (found.labelled, found.void) == (0, None)
             assert f"{told}48 no labels –" in words
@@ -242,7 +245,7 @@ def test_the_numbers_of_a_data_set(name: str, run: Path, page: Page) -> None:
             share = float(np.mean(pixels[pixels != 255] == index))
             images = sum(bool((label == index).any()) for label in labels)
             assert (found.shares[index], found.containing[index]) == (pytest.approx(share), images)
-            cells[one] += f" {overview.percent(share)} {images} ({100 * images / len(labels):.1f} %)"
+            cells[one] += f" {dataset_section.percent(share)} {images} ({100 * images / len(labels):.1f} %)"
     for one, text in cells.items():
         assert f"{one}{text}" in words
 
@@ -255,17 +258,22 @@ def test_rare_classes_are_named(tmp_path: Path) -> None:
         label[1, :3], label[2], label[3:50] = 2, 3, 4
         writer.add("one", np.zeros((100, 200, 3), np.uint8), label)
         writer.add("two", np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8))
-    told = overview.told(overview.look(tmp_path, "voc"))
+    told = dataset_section.told(dataset_section.look(tmp_path, "voc"))
     assert told["facts"][0]["rarest"] == (
         "2 never: b, f; c (0.02 %, 1 image), d (1.01 %, 1 image), e (47.47 %, 1 image)"
     )
     assert (told["facts"][0]["sizes"], told["facts"][0]["void"]) == ("1 × 1 to 200 × 100, median 1 × 1", "1.00 %")
-    assert [overview.percent(share) for share in (0, 1e-9, 0.5, 1)] == ["0.00 %", "< 0.01 %", "50.00 %", "100.00 %"]
+    assert [dataset_section.percent(share) for share in (0, 1e-9, 0.5, 1)] == [
+        "0.00 %",
+        "< 0.01 %",
+        "50.00 %",
+        "100.00 %",
+    ]
 
 
 @given(st.integers(1, 500), st.integers(1, 20))
 def test_sheets_are_from_all_over_the_split(count: int, wanted: int) -> None:
-    chosen = overview.evenly(count, wanted)
+    chosen = dataset_section.evenly(count, wanted)
     assert len(chosen) == len(set(chosen)) == min(count, wanted)
     assert chosen == sorted(chosen)
     assert chosen[0] >= 0
@@ -308,7 +316,7 @@ def test_names_from_data_are_escaped(run: Path, tmp_path: Path) -> None:
     schema = Schema("person", "train", ("<script>x</script>", *"abcdef"), label_images.colour_map(7))
     with write_split(tmp_path / "run" / "data" / "person" / "train.arrow", schema) as writer:
         writer.add('"><b>', *scene(np.random.default_rng(0), 7, 48, 64))
-    html = report.html(tmp_path / "run")
+    html = paper.html(tmp_path / "run")
     assert "<script" not in html
     assert "<b>" not in re.sub(r"<b>[^<]*</b>", "", html)
     assert "&lt;script&gt;x&lt;/script&gt;" in html
@@ -316,9 +324,9 @@ def test_names_from_data_are_escaped(run: Path, tmp_path: Path) -> None:
 
 def test_large_pictures_still_fit(run: Path) -> None:
     """Where pictures at full size would be too much for a file in git, fewer and smaller ones are shown."""
-    full = len(report.html(run).encode())
+    full = len(paper.html(run).encode())
     assert full < page_of_both.LIMIT
-    assert len(report.html(run, full - 1).encode()) < full
+    assert len(paper.html(run, full - 1).encode()) < full
 
 
 def test_paper_profile_counts_what_is_close(run: Path, tmp_path: Path) -> None:
@@ -326,7 +334,7 @@ def test_paper_profile_counts_what_is_close(run: Path, tmp_path: Path) -> None:
     write_metrics(tmp_path / "run", all_experiments(), "paper")
     for name in published():
         tabulate.tabulate(name, tmp_path / "run")
-    text = report.html(tmp_path / "run")
+    text = paper.html(tmp_path / "run")
     assert "drawn scenes" not in text
     found = summary.numbers({of.name: columns.read(of, tmp_path / "run") for of in published().values()})
     comparable = [number for number in found if not number.experiment.startswith(("voc", "cityscapes"))]
@@ -373,4 +381,4 @@ def test_a_malformed_curve_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "curves").mkdir()
     (tmp_path / "curves" / "voc-res101.csv").write_text(text)
     with pytest.raises(UserError, match=r"^curves/voc-res101\.csv: "):
-        figures.curve("voc-res101", tmp_path)
+        result_section.curve("voc-res101", tmp_path)

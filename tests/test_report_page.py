@@ -13,6 +13,7 @@ import pytest
 from fake_run import write_run
 
 from pipeline import own_report, report
+from pipeline.page import custom
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -54,7 +55,7 @@ def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     own_run.write_run(root)
     with chdir(root):
         own_report.report("leaves")
-    return (root / own_report.path("leaves")).as_uri()
+    return (root / custom.path("leaves")).as_uri()
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,8 @@ Those of the report are data: URIs of WebP and PNG, the same bytes every time.
 
 from __future__ import annotations
 
-import io
 import math
-from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -20,7 +17,6 @@ from refinenet.data.split import RGB, Array
 
 VOID_COLOUR = (224, 224, 192)  # as the VOC devkit draws it
 
-GAP = 4  # white pixels between image, truth and prediction
 
 # Of an overlay, in pixels: no larger than a screen can use, no smaller than a legend can be read beside
 OVERLAY_AREA = 4_000_000
@@ -32,23 +28,6 @@ ROLES = {
     "quiet": ("#5b6472", "#a3adbd"),
     "grid": ("#d9dde4", "#343b48"),
 }
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image of the page. Sizes in pixels of the file; the page scales it."""
-
-    uri: str
-    alt: str
-    width: int
-    height: int
-
-
-def photo(image: Array, alt: str, width: int, quality: int) -> Picture:
-    """An H x W x 3 uint8 image, at most `width` pixels wide, as WebP."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((width, 2 * width), Image.Resampling.LANCZOS)
-    return _encode(picture, "webp", alt, quality=quality, method=6)
 
 
 def colour(label: Array, palette: Sequence[RGB]) -> Array:
@@ -147,30 +126,6 @@ def _above_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image
         draw.text((left + swatch, middle), name, ink, font, "lm")
         draw.text((right, middle), share, quiet, font, "rm")
     return page
-
-
-def label_map(label: Array, palette: Sequence[RGB], alt: str, width: int) -> Picture:
-    """H x W class indices in the colours of the data set, void pale, at most `width` pixels wide."""
-    return flat(colour(label, palette), alt, width)
-
-
-def flat(image: Array, alt: str, width: int) -> Picture:
-    """An H x W x 3 uint8 picture of few colours, which it keeps (nearest pixels), as palette PNG."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((width, 2 * width), Image.Resampling.NEAREST)
-    pixels = np.asarray(picture).reshape(-1, 3)
-    colours, indices = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
-    if len(colours) > 256:  # not a label map after all
-        return _encode(picture.quantize(256), "png", alt, optimize=True)
-    indexed = Image.fromarray(indices.reshape(picture.height, picture.width).astype(np.uint8), "P")
-    indexed.putpalette(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8).tobytes())
-    return _encode(indexed, "png", alt, optimize=True)
-
-
-def _encode(picture: Image.Image, kind: str, alt: str, **options: object) -> Picture:
-    data = io.BytesIO()
-    picture.save(data, kind, **options)
-    return Picture(f"data:image/{kind};base64,{b64encode(data.getvalue()).decode()}", alt, *picture.size)
 
 
 def colour_map(count: int, start: int = 0) -> tuple[RGB, ...]:

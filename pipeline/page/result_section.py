@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline import charts
-from pipeline.formats import label_images
-from pipeline.formats.label_images import GAP, VOID_COLOUR, Picture
+from pipeline.formats.label_images import VOID_COLOUR
+from pipeline.page import charts, inline_images
+from pipeline.page.inline_images import GAP, Picture
 from refinenet.data.split import RGB, Array, Integers
 from refinenet.errors import UserError
 
@@ -97,9 +97,9 @@ def predictions(experiment: str, classes: Sequence[str], palette: Sequence[RGB],
         found |= here["truth"] | here["prediction"]
         words = {name: _listed(classes, palette, colours) for name, colours in here.items()}
         result[file.stem] = (
-            label_images.photo(image, f"Image {file.stem}", level.width, level.quality),
-            label_images.flat(truth, f"Truth of {file.stem}: {words['truth']}", level.width),
-            label_images.flat(
+            inline_images.photo(image, f"Image {file.stem}", level.width, level.quality),
+            inline_images.flat(truth, f"Truth of {file.stem}: {words['truth']}", level.width),
+            inline_images.flat(
                 prediction, f"Prediction of {experiment} for {file.stem}: {words['prediction']}", level.width
             ),
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.formats import label_images
+from pipeline.page import inline_images
 from refinenet.data.split import Array, Split
 from refinenet.errors import UserError
 
@@ -86,14 +86,14 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
-def sheet(split: Split, wanted: int, width: int, quality: int) -> list[tuple[label_images.Picture, ...]]:
+def sheet(split: Split, wanted: int, width: int, quality: int) -> list[tuple[inline_images.Picture, ...]]:
     """A contact sheet: images from all over the split, each with its label in colours where it has one."""
     schema, found = split.schema, []
     for sample in (split[index] for index in evenly(len(split), wanted)):
-        tile = [label_images.photo(sample.image, f"Image {sample.name}", width, quality)]
+        tile = [inline_images.photo(sample.image, f"Image {sample.name}", width, quality)]
         if sample.label is not None:
             alt = f"Label of {sample.name}: {contents(sample.label, schema.classes)}"
-            tile.append(label_images.label_map(sample.label, schema.palette, alt, width))
+            tile.append(inline_images.label_map(sample.label, schema.palette, alt, width))
         found.append(tuple(tile))
     return found
 

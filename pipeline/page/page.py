@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import chain, charts, figures, overview
-from pipeline.figures import Curve, Level
+from pipeline.page import charts, dataset_section, provenance, result_section
+from pipeline.page.result_section import Curve, Level
 from pipeline.tables.paper import PROTOCOLS
 from refinenet.data.split import Schema
 from refinenet.errors import UserError
@@ -48,18 +48,18 @@ def fitting(template: str, values: Mapping[str, Any], shown: Callable[[Level], M
     return html
 
 
-def data_set(name: str, title: str, holding: overview.Holding, level: Level) -> dict[str, Any]:
+def data_set(name: str, title: str, holding: dataset_section.Holding, level: Level) -> dict[str, Any]:
     """What a data set holds: a sheet of each split, and its numbers."""
     return {
         "name": name,
         "title": title,
         "sheets": {
-            overview.PARTS[part]: overview.sheet(
+            dataset_section.PARTS[part]: dataset_section.sheet(
                 split, level.tiles if part == "train" else level.tiles // 2, level.tile_width, level.tile_quality
             )
             for part, split in holding.splits.items()
         },
-        **overview.told(holding),
+        **dataset_section.told(holding),
     }
 
 
@@ -68,7 +68,7 @@ def pictured(experiment: str, chosen: Mapping[str, Any]) -> str:
     try:
         return str(list(chosen["evaluate"][experiment]["protocols"])[-1])
     except (KeyError, TypeError, IndexError):
-        raise UserError(f"{chain.SETTINGS}: has no evaluate.{experiment}; stage settings renews it") from None
+        raise UserError(f"{provenance.SETTINGS}: has no evaluate.{experiment}; stage settings renews it") from None
 
 
 def results(
@@ -88,11 +88,13 @@ def results(
     of_pictures = pictured(experiment, chosen)
     wanted = chosen["evaluate"][experiment]["pictures"]
     chart = {name: (curve.steps, curve.losses) for name, curve in trainings.items() if curve.steps}
-    matrix, mistakes = figures.confusion(experiment, protocol, schema.classes, root)
+    matrix, mistakes = result_section.confusion(experiment, protocol, schema.classes, root)
     return {
         "pictured": f"{experiment}, {PROTOCOLS.get(of_pictures, of_pictures)}",
         # A licence may forbid to hand pictures on; only where none were asked for may none be there.
-        "examples": figures.predictions(experiment, schema.classes, schema.palette, level, root) if wanted else None,
+        "examples": result_section.predictions(experiment, schema.classes, schema.palette, level, root)
+        if wanted
+        else None,
         "matrix": matrix,
         "mistakes": mistakes,
         "curves": charts.curves(chart, f"Training loss against step of {', '.join(chart)}") if chart else None,

@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pipeline.formats.label_images import ROLES, Picture
+from pipeline.formats.label_images import ROLES
+from pipeline.page.inline_images import Picture
 from refinenet.data.split import Array
 
 if TYPE_CHECKING:

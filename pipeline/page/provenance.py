@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import figures
+from pipeline.page import result_section
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tables.metrics_files import Scores, Seeds
 from pipeline.tables.paper import PROTOCOLS, published
@@ -142,7 +142,7 @@ def link(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: 
     )
 
 
-def cost(name: str, curve: figures.Curve, chosen: Mapping[str, Any], run: Scores | None, root: Path) -> Cost:
+def cost(name: str, curve: result_section.Curve, chosen: Mapping[str, Any], run: Scores | None, root: Path) -> Cost:
     """What a training took, by its log and its settings. `run`: of an experiment, None of a pretraining."""
     told = training(name, chosen)
     recipe, steps = told["recipe"], round(curve.steps[-1]) if curve.steps else 0

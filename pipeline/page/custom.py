@@ -1,0 +1,101 @@
+"""What the page says of a user's own data: what the data set holds, its table, each experiment's pictures and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+
+from pipeline.page import dataset_section, page, provenance, result_section
+from pipeline.page.provenance import Archives, Link
+from pipeline.page.result_section import Level
+from pipeline.runtime.dvc_md5 import dvc_md5
+from pipeline.tables import custom
+from pipeline.tables.metrics_files import Seeds
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS
+from refinenet.errors import UserError
+
+
+def path(name: str) -> Path:
+    """Where the page of the data set `name` lies."""
+    return Path("results", f"{name}_report.html")
+
+
+def archives(name: str, own: bool, chosen: Mapping[str, Any], root: Path) -> Archives:
+    """What a data set was unpacked from; of a user's own the file that stage download-own has packed."""
+    told = provenance.archives(name, chosen)
+    if not own:
+        return told
+    file = Path("data", "raw", name, f"{name}.zip")
+    try:
+        content = (root / file).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; `download {name}` makes it") from None
+    where = "the folders that the profile names"  # paths of a machine are nobody else's business
+    packed = {"file": file.as_posix(), "url": where, "size": f"{len(content):,}", "sha256": ""}
+    return replace(told, files=[packed | {"md5": md5(content, usedforsecurity=False).hexdigest()}])
+
+
+def link(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Link:
+    """The chain of an experiment, with all its protocols: a profile may have others than the paper's."""
+    made, run = provenance.link(runs, chosen, md5s, root), runs.first
+    return replace(made, protocols=[(PROTOCOLS.get(one, one), run.protocols[one]) for one in custom.in_order(run)])
+
+
+def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
+    """The page of the data set `name`, in at most `limit` bytes where fewer and smaller pictures make it so."""
+    chosen = provenance.settings(root)
+    own = [data for data, told in chosen["download"].items() if told.get("own") is not None]
+    if name not in own:
+        raise UserError(f"{name!r}: no data of one's own, expected one of {', '.join(own) or 'none: own is []'}")
+    table = custom.table(name, root)
+    runs = {seeds.first.experiment: seeds for seeds in table.runs}
+    data = list(dict.fromkeys(one for experiment in runs for one in provenance.sources(experiment, chosen)))
+    for one in data:
+        if not (root / "data" / one).is_dir():
+            raise UserError(f"data/{one}: no such folder; `prepare {one}` makes it")
+    md5s = {one: dvc_md5(root / "data" / one) for one in data}
+    behind = {one: [first] if (first := provenance.pretraining(one, chosen)) else [] for one in runs}
+    trainings = list(dict.fromkeys(one for name in runs for one in (*behind[name], name)))
+    made = {one: result_section.curve(one, root) for one in trainings}
+    holding = dataset_section.look(root, name)
+    schema = holding.splits["train"].schema
+    values = {
+        "name": name,
+        "title": table.title,
+        "head": custom.HEAD,
+        "rows": [(row.runs.first.experiment, row.shown()) for row in table.rows],
+        "columns": [row.heading() for row in table.rows],
+        "classes": [
+            (one, "#{:02x}{:02x}{:02x}".format(*colour), [row.iou[i] or NOT_PRINTED for row in table.rows])
+            for i, (one, colour) in enumerate(zip(schema.classes, schema.palette, strict=True))
+        ],
+        "notes": [(one, custom.notes(name, seeds)) for one, seeds in runs.items()],
+        "experiments": [link(seeds, chosen, md5s, root) for seeds in runs.values()],
+        "archives": [archives(one, one in own, chosen, root) for one in data],
+        "costs": [
+            provenance.cost(one, curve, chosen, runs[one].first if one in runs else None, root)
+            for one, curve in made.items()
+        ],
+        "elsewhere": [one for one in data if one != name],
+    }
+
+    def shown(level: Level) -> dict[str, Any]:
+        chapters = []
+        for one in runs:
+            protocol = page.pictured(one, chosen)
+            curves = {training: made[training] for training in (*behind[one], one)}
+            chapters.append(
+                {
+                    "name": one,
+                    "title": one,
+                    "shown": f"{one}, {PROTOCOLS.get(protocol, protocol)}",
+                    **page.results(one, protocol, curves, chosen, list(runs), schema, level, root),
+                }
+            )
+        told = page.data_set(name, table.title, holding, level)
+        return {"data": told | {"scored": None, "shown": None}, "chapters": chapters}
+
+    return page.fitting("own_report.html.j2", values, shown, limit)
