@@ -21,14 +21,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline import datasets, server_answers
+from pipeline import datasets
 from pipeline.config import resolve
 from pipeline.runtime import progress
 from pipeline.runtime.cli import report
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.servers import COMPETITIONS, SERVERS, Server
 from pipeline.tables import server_records
 from pipeline.tables.paper import published
+from pipeline.test_servers import answers
+from pipeline.test_servers.formats import COMPETITIONS, SERVERS, Server
 from pipeline.trained import Trained
 from refinenet.atomic import sync, whole_file
 from refinenet.config import Protocol
@@ -226,13 +227,13 @@ def record(options: argparse.Namespace) -> None:
             text = sys.stdin.read() if where == "stdin" else options.file.read_text(encoding="utf-8-sig")
         except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
             raise UserError(f"{where}: expected a file of text, the server's answer ({type(error).__name__})") from None
-        found, more = server_answers.parse(text, server.data, where)
+        found, more = answers.parse(text, server.data, where)
         _same_archive(text, notes, where)
-    typed = server_answers.typed(options.iou, options.mean_iou, server.data)
+    typed = answers.typed(options.iou, options.mean_iou, server.data)
     for name, value in typed.items():
         if found.setdefault(name, value) != value:
             raise UserError(f"{where}: {name} {found[name]}, the command line says {value}")
-    answer = server_answers.answer(found, more, classes, where)
+    answer = answers.answer(found, more, classes, where)
     file = server_records.write(notes, answer, options.link)
     print(f"{file}: mean IoU {answer.mean_iou} of {notes['archive']['file']}; `dvc repro table-{server.data}` shows it")
 

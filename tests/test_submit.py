@@ -30,10 +30,10 @@ from PIL import Image
 from pipeline import datasets, evaluate, submit, tabulate
 from pipeline.config.schema import Rendered
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.servers import SERVERS
 from pipeline.synthetic import render
 from pipeline.tables import server_records
 from pipeline.tables.paper import published
+from pipeline.test_servers.formats import SERVERS
 from pipeline.tracking import Run
 from pipeline.trained import Trained
 from refinenet import RefineNet
