@@ -103,7 +103,7 @@ def test_every_import_of_a_stage_is_a_dependency() -> None:
         "pipeline",
         "pipeline.runtime.cli",
         "pipeline.tracking",
-        "pipeline.mlflow_writer",
+        "pipeline.tracking.writer",
         "pipeline.config.schema",
         "pipeline.runtime.device_load",
     }

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pipeline import mlflow_database
-from pipeline.mlflow_database import turn
+from pipeline.tracking import database as mlflow_database
 from pipeline.tracking import track
+from pipeline.tracking.database import turn
 
 STAGES, POINTS = 50, 100
 

@@ -26,11 +26,11 @@ import pytest
 from PIL import Image
 from thin_network import CLASSES, network
 
-from pipeline import predict, registry, tracking
-from pipeline.mlflow_database import find, main
-from pipeline.mlflow_run import Record
+from pipeline import predict, tracking
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.tracking import track
+from pipeline.tracking import models, track
+from pipeline.tracking.database import find, main
+from pipeline.tracking.run import Record
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def test_weights_that_cannot_be_logged_are_one_line(
 
 def test_score_of_the_table() -> None:
     def chosen(experiment: str, *protocols: str) -> str | None:
-        score = registry.table_score(experiment, dict.fromkeys(protocols, 0.5))
+        score = models.table_score(experiment, dict.fromkeys(protocols, 0.5))
         return score and score.protocol
 
     assert chosen("voc-res101", "single", "multi", "crf") == "multi"

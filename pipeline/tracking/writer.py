@@ -1,12 +1,12 @@
 """The process beside a stage that writes what `pipeline.tracking` sends it into MLflow's database.
 
-    python -m pipeline.mlflow_writer     started by `track`: messages on stdin, what went wrong on stdout
+    python -m pipeline.tracking.writer     started by `track`: messages on stdin, what went wrong on stdout
 
 mlflow is imported late, so that an import that fails is said like any other failure. The first message is what `track`
 was called with; one for every call of `Run`, and the end, follow it. A pipe that closes without an end is a stage that
 was killed.
 
-Once a run has ended well its model is kept, too (`pipeline.registry`): a training's is logged under it, an evaluation's
+Once a run has ended well its model is kept, too (`pipeline.tracking.models`): a training's is logged under it, an evaluation's
 is registered, with the score.
 """
 
@@ -21,7 +21,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 
-from pipeline.mlflow_run import Record, line
+from pipeline.tracking.run import Record, line
 from refinenet.errors import UserError
 
 

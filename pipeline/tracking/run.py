@@ -14,10 +14,9 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import mlflow_database, registry
-from pipeline.mlflow_database import turn
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.tracking import Message
+from pipeline.tracking import Message, database, models
+from pipeline.tracking.database import turn
 from refinenet.atomic import birth, whole_file
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ class Record:
     def __init__(self, begin: Message) -> None:
         self.begin = begin
         self.params = {_name(name): value[:6000] for name, value in begin["params"].items()}  # as long as MLflow takes
-        self.uri = mlflow_database.address()
-        self.database = mlflow_database.file(self.uri)
+        self.uri = database.address()
+        self.database = database.file(self.uri)
         self.me = f"{socket.gethostname()} {os.getpid()} {birth(os.getpid())}"
         self.resume = Path(begin["resume"], "mlflow.json") if begin["resume"] else None
         self.run = ""
@@ -93,30 +92,30 @@ class Record:
         """Log the model of a training that has ended well, register that of such an evaluation."""
         if self.status != "FINISHED" or not self.weights:
             return
-        md5, about = self._tags["weights.md5"], registry.read_about(self.weights)
+        md5, about = self._tags["weights.md5"], models.read_about(self.weights)
         experiment, name, client = self._experiment, _name(self.begin["experiment"]).replace("/", "_"), self._client()
         with turn(self.database, patience):
-            model = registry.logged(client, experiment, name, md5)
+            model = models.logged(client, experiment, name, md5)
             if not model:
                 params = self._parent.data.params if self._parent else self.params
                 owner = self._parent.info.run_id if self._parent else self.run
-                model = registry.begin(client, experiment, name, md5, owner, params)
-        if not registry.filled(model):
-            registry.fill(client, model, self.weights, md5, about)
+                model = models.begin(client, experiment, name, md5, owner, params)
+        if not models.filled(model):
+            models.fill(client, model, self.weights, md5, about)
         with turn(self.database, patience):
-            registry.finish(client, model, self.run if self.begin["kind"] == "train" else model.source_run_id)
+            models.finish(client, model, self.run if self.begin["kind"] == "train" else model.source_run_id)
             if score := self._score():
-                registry.compare(client, self.run, model, self._metrics_of(self._scores | self._headline()))
-                name = registry.experiment_of(name)
+                models.compare(client, self.run, model, self._metrics_of(self._scores | self._headline()))
+                name = models.experiment_of(name)
                 tags = {"weights.md5": md5, "data.md5": self._data_md5s.get("data.md5", "")}
                 tags |= {"trained as": self.begin["experiment"], "dataset": self.begin["dataset"]}
                 tags |= {"profile": self.params.get("profile", "")}
-                registry.register(client, name, model, score, {key: value for key, value in tags.items() if value})
+                models.register(client, name, model, score, {key: value for key, value in tags.items() if value})
 
-    def _score(self) -> registry.Score | None:
+    def _score(self) -> models.Score | None:
         """The score of an evaluation that stands for its model."""
         found = {name.partition("/")[0]: value for name, value in self._scores.items() if name.endswith("/mean_iou")}
-        return registry.table_score(registry.experiment_of(self.begin["experiment"]), found)
+        return models.table_score(models.experiment_of(self.begin["experiment"]), found)
 
     def _headline(self) -> dict[str, float]:
         """The scores that stand for the model under names without a protocol, the same in every run."""

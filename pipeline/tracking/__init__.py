@@ -4,7 +4,7 @@
         run.log(step, loss=0.7)
         run.wrote(Path("models/voc-res101.safetensors"))
 
-This is the stage's side. MLflow runs in a process of its own (pipeline/mlflow_writer.py), fed through a pipe.
+This is the stage's side. MLflow runs in a process of its own (pipeline/tracking/writer.py), fed through a pipe.
 So its import (3 s), the hashing of the inputs and a slow or locked database never hold a training up; nothing that
 MLflow sets up or prints (logging, warnings, threads) reaches the stage; and when a stage is killed, even by SIGKILL,
 somebody is left to write KILLED over its run. Whatever goes wrong there ends in one line on stderr, never in the stage.
@@ -141,7 +141,7 @@ class _Writer:
         self._problem = ""
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.mlflow_writer"],
+                [sys.executable, "-m", "pipeline.tracking.writer"],
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -193,5 +193,5 @@ if __name__ == "__main__":
     from pipeline.runtime.cli import report
 
     # By name: a stage is rerun when what it imports changes (tests/test_graph.py), and this is no part of any.
-    database = importlib.import_module("pipeline.mlflow_database")
+    database = importlib.import_module("pipeline.tracking.database")
     sys.exit(report(database.main))

@@ -133,7 +133,7 @@ def _write(folder: Path, model: LoggedModel, weights: Path, md5: str, about: Map
         stand_in.touch()  # MLflow would copy the weights
         mlflow.pyfunc.save_model(
             path=str(folder),
-            loader_module="pipeline.serving",
+            loader_module="pipeline.tracking.serving",
             data_path=str(stand_in),
             mlflow_model=described,
             signature=signature(),
