@@ -46,7 +46,7 @@ HERE = (
     "python docs/generated.py",
     "python -m pipeline.tracking find data/voc",
     "python -m pipeline.cost --gpu a100 --gpus 4",
-    "python -m pipeline.intact",
+    "python -m pipeline.verify",
     "python -m pipeline.train voc-res101",
     "git diff metrics/ dvc.lock",
     "dvc config cache.type reflink,hardlink,copy",

@@ -103,7 +103,7 @@ def test_disk_full_while_caching(project: Path, engine: str) -> None:
 def test_broken_object_in_the_cache(project: Path, engine: str) -> None:
     """DVC goes by the rights and times of files; what they hold is looked at by a command of ours."""
     truth = outputs(project, "data/voc")
-    check = ("python", "-m", "pipeline.intact")
+    check = ("python", "-m", "pipeline.verify")
     assert call(project, *check).stdout.splitlines()[-1].endswith("as DVC knows it")
     largest = max((project / "data/voc").glob("*.arrow"), key=lambda path: path.stat().st_size)
     md5 = hashlib.md5(largest.read_bytes()).hexdigest()

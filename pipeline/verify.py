@@ -1,6 +1,6 @@
 """Look whether the files that DVC keeps still hold what they held: it goes by their times and rights, not by content.
 
-    python -m pipeline.intact
+    python -m pipeline.verify
 
 reads the whole cache and all outputs once. What a disk, a copy that broke off or a hand has damaged is named, removed
 from the cache, and in the working folder given a new time, so that DVC looks at it again: `dvc pull` or `dvc repro`
