@@ -1,7 +1,8 @@
 """Stage `weights`: what a backbone starts from -> weights/<backbone>.safetensors.
 
 The paper profile fetches torchvision's ImageNet weights and checks their hash. The mini profile has no host to fetch
-from: it writes a seeded, untrained start of the thin network. Any file that pipeline/convert/recognise.py recognises will do.
+from: it writes a seeded, untrained start of the thin network. Any file that convert/recognise.py
+recognises will do.
 
     python -m pipeline.weights import FILE [--output PATH] [--dataset NAME]
 

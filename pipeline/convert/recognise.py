@@ -10,7 +10,7 @@
                     (my_resize.m), image times 1.2 (gen_net_opts_model_type1.m), dropout 0.5
 
 Not yet tried on the released files: neither a MatConvNet file nor a DrSleep file was to be had. Their structure is read
-off the code that writes and reads them, and tests/test_foreign.py makes files of it.
+off the code that writes and reads them, and tests/pipeline/test_foreign.py makes files of it.
 
 What the .mat files decide themselves, is read from them: where a ResNet has its stride (its layers), order and number
 of the pooling blocks (the DagNN's graph), depth, widths, outputs. What differs from this project's networks:

@@ -36,9 +36,9 @@ class Reader(ABC):
     Samples are read one at a time and in any order, so memory stays bounded. Reading raises UserError, naming
     archive!member, for whatever the archives have wrong.
 
-    A reader pickles with the lists that it has read and the way to what it has unpacked (pipeline/formats/anonymous_file.py): reading
-    can be spread over processes without doing that again in each. The reader that is pickled must stay open while its
-    copies open themselves. What a subclass has as a cached_property, a copy makes anew.
+    A reader pickles with the lists that it has read and the way to what it has unpacked (formats/anonymous_file.py):
+    reading can be spread over processes without doing that again in each. The reader that is pickled must stay open
+    while its copies open themselves. What a subclass has as a cached_property, a copy makes anew.
     """
 
     def __init__(self, raw: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the page says of a user's own data: what the data set holds, its table, each experiment's pictures and provenance."""
+"""What the page says of a user's own data: its contents, its table, each experiment's pictures and provenance."""
 
 from __future__ import annotations
 
@@ -98,4 +98,4 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
         told = page.data_set(name, table.title, holding, level)
         return {"data": told | {"scored": None, "shown": None}, "chapters": chapters}
 
-    return page.fitting("own_report.html.j2", values, shown, limit)
+    return page.fitting("custom_report.html.j2", values, shown, limit)

@@ -185,13 +185,3 @@ class _Writer:
                 self._problem = f"no answer for {seconds:.0f} seconds"
         if self._problem:
             print(f"warning: MLflow lacks (part of) this run: {self._problem}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    import importlib
-
-    from pipeline.runtime.cli import report
-
-    # By name: a stage is rerun when what it imports changes (tests/test_graph.py), and this is no part of any.
-    database = importlib.import_module("pipeline.tracking.database")
-    sys.exit(report(database.main))

@@ -37,7 +37,7 @@ class Served:
         self._alone = threading.Lock()
 
     def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """The column `image` (bytes of image files) -> columns `label` and `classes`, as `pipeline.tracking.models` signs it.
+        """The column `image` (bytes of image files) -> columns `label` and `classes`, as tracking/models.py signs it.
 
         A label is the bytes of a palette PNG of the upright image's size: index of `classes`, 255 = void. `params`:
         `scales` and `flip`, as `pipeline.predict` has them. MlflowException (status 400) for what is no image.

@@ -6,7 +6,7 @@ mlflow is imported late, so that an import that fails is said like any other fai
 was called with; one for every call of `Run`, and the end, follow it. A pipe that closes without an end is a stage that
 was killed.
 
-Once a run has ended well its model is kept, too (`pipeline.tracking.models`): a training's is logged under it, an evaluation's
+Once a run has ended well its model is kept, too (tracking/models.py): a training's is logged under it, an evaluation's
 is registered, with the score.
 """
 

@@ -39,8 +39,8 @@ class Batch:
 def taps(inputs: int, outputs: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Which pixels of a line of `inputs` make a line of `outputs`, as by MATLAB's imresize (bicubic, anti-aliased).
 
-    `refinenet.model.blocks.imresize` without the zeros of its matrices: positions and weights, outputs x taps each; and the
-    nearest pixel, outputs.
+    `refinenet.model.blocks.imresize` without the zeros of its matrices: positions and weights, outputs x taps each; and
+    the nearest pixel, outputs.
     """
     scale = outputs / inputs
     shrink = min(scale, 1.0)

@@ -1,0 +1,191 @@
+"""Every command in README.md, CONTRIBUTING.md and docs/ is executed: here, by another test that is named, or by CI."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_project
+from PIL import Image
+
+ROOT = small_project.ROOT
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))]
+PROGRAMS = (
+    r"(?:make|dvc|snakemake|python|torchrun|git|pip|export|source|mlflow|curl|sbatch|md5sum|grep|sed|cat|echo|kubectl)"
+)
+
+# Commands that are run one after the other in a fresh clone, as they are printed but for what `FILLED` says.
+HERE = (
+    "dvc config --local core.hardlink_lock true",
+    "dvc cache dir --local /shared/dvc",
+    "dvc config --local cache.shared group",
+    "dvc config --local cache.type reflink,hardlink,copy",
+    "dvc pull train@voc-res101",
+    "dvc pull pretrain train",
+    "dvc pull --allow-missing",
+    "snakemake --cores 8 results/voc_table.csv",
+    "dvc status",
+    "dvc metrics diff",
+    "dvc params diff",
+    "dvc metrics show",
+    "dvc metrics show metrics/voc/voc-res101.json",
+    "git log -1 --format=%H -- metrics/voc/voc-res101.json",
+    "grep -A 40 'evaluate@voc-res101:' dvc.lock",
+    "grep -A 60 ' train@voc-res101:' dvc.lock",
+    "md5sum models/voc-res101.safetensors",
+    "python -m pipeline.download voc",
+    "python -m pipeline.prepare <name>",
+    "python -m pipeline.predict photos/ --model models/voc-res101.safetensors",
+    "python -m pipeline.export models/voc-res101.safetensors --to voc.onnx",
+    "python -m pipeline.tabulate --readme",
+    "python docs/generated.py",
+    "python -m pipeline.tracking find data/voc",
+    "python -m pipeline.cost --gpu a100 --gpus 4",
+    "python -m pipeline.verify",
+    "python -m pipeline.train voc-res101",
+    "git diff metrics/ dvc.lock",
+    "dvc config cache.type reflink,hardlink,copy",
+    "dvc remote add --default lab s3://bucket/refinenet",
+    "dvc remote modify lab verify true",
+)
+FILLED = {"<name>": "voc", "/shared/dvc": "../shared"}
+
+# Where the others are run. "CI": .ci/run; a test's name; or what keeps it from being run, in parentheses.
+ELSEWHERE = {
+    "make repro": "CI",
+    "make test": "CI",
+    "make lint": "CI",
+    "make test-all": "(all of the tests)",
+    "make crf": "CI",
+    "make help": "test_repository.test_make_targets_and_modules_named_in_the_docs_exist",
+    "snakemake --lint": "test_graph.",
+    "make lock": "(renews the locks from the package index)",
+    "make ui": "test_mlflow_ui.",
+    ".venv/bin/pre-commit install": "(CI runs what it installs)",
+    "source .venv/bin/activate": "(every command here runs in that environment)",
+    "dvc repro": "test_graph.",
+    "dvc repro evaluate@voc-res50-wide": "test_graph.",
+    "snakemake --cores 2 results/voc_table.csv": "test_real_voc.",
+    "snakemake --cores 2 results/leaves_report.html": "test_own_data.test_the_commands_of_the_readme",
+    "cat > profiles/leaves.yaml <<'END'": "test_own_data.test_the_commands_of_the_readme",
+    "sed -i 's/^profile: .*/profile: leaves/; s/^own: .*/own: [leaves]/' params.yaml": (
+        "test_own_data.test_the_commands_of_the_readme"
+    ),
+    "echo '  leaves-res50: {data: leaves, start: resnet50}' >> params.yaml": (
+        "test_own_data.test_the_commands_of_the_readme"
+    ),
+    "python -m pipeline.weights import FILE": "test_foreign.",
+    "dvc push data/raw/leaves": "test_remotes.",
+    "dvc push": "test_remotes.",
+    "dvc pull": "test_remotes.",
+    "snakemake --cores 16 --resources gpu=4": "(four GPUs)",
+    "export VOC=/data/voc": "test_real_voc.",
+    "export ARCHIVES=/data/archives": "test_download.",
+    "python -m pipeline.submit voc": "test_submit.",
+    "python -m pipeline.submit cityscapes": "test_submit.",
+    "python -m pipeline.submit check submissions/voc-res152.tgz --data voc": "test_submit.",
+    "dvc push -r starter pretrain train evaluate && dvc gc --workspace --cloud -r starter --force": "test_graph.",
+    "python -m pipeline.cost --page docs/cost.md": "test_cost.",
+    "python -m pipeline.cost --profile modern": "test_cost.",
+    "python -m pipeline.cost --rate 41.5": "test_cost.",
+    "python benchmarks/learning.py": "test_benchmarks.",
+    "python benchmarks/train.py --device cuda --compile": "(a GPU)",
+    "export PATH=/tmp/slurm/bin:$PATH": "(of the other terminal)",
+    "export PIPELINE_ELSEWHERE=1": "test_processes.test_the_head_of_a_cluster_needs_no_gpu",
+    "pip install snakemake-executor-plugin-cluster-generic": "(package index)",
+    "pip install snakemake-executor-plugin-slurm": "(package index)",
+    "python tests/helpers/one_machine_slurm.py /tmp/slurm": "test_slurm.",
+    (
+        'sbatch --gpus=1 --requeue --signal=B:TERM@120 --wrap "exec python -m pipeline.train voc-res101"'
+    ): "test_slurm.test_a_training_that_was_warned_is_begun_again",
+    (
+        "snakemake --cores 8 data/{voc,context,person,nyud,sunrgbd,cityscapes,ade20k,coco} weights/"
+        "resnet{50,101,152}.safetensors"
+    ): "(profile paper's downloads)",
+    "snakemake --profile profiles/snakemake/kubernetes": "test_kubernetes.",
+    "snakemake --profile profiles/snakemake/slurm": "test_slurm.",
+    "snakemake --profile profiles/snakemake/slurm --slurm-status-command squeue results/voc_table.csv": "test_slurm.",
+    "snakemake --profile profiles/snakemake/slurm results/voc_table.csv": "test_slurm.",
+    (
+        "python -m pipeline.submit record cityscapes --mean-iou 73.6 --link https://www.cityscapes-dataset.com/..."
+    ): "test_submit.",
+    (
+        "python -m pipeline.submit record voc --experiment voc-res152 --file answer.txt --link http"
+        "://host.robots.ox.ac.uk:8080/..."
+    ): "test_submit.",
+    "mlflow server --backend-store-uri sqlite:///mlflow.db --host 0.0.0.0 --allowed-hosts 'head:5000,localhost:*'": (
+        "test_serving.test_a_server_is_sent_the_weights_once"
+    ),
+    "export MLFLOW_TRACKING_URI=http://head:5000": "test_serving.test_a_server_is_sent_the_weights_once",
+    "curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d @- |": (
+        "test_serving.test_the_documented_command_line"
+    ),
+    "mlflow models serve -m models:/voc-res101@best --env-manager local --port 5001": "test_serving.",
+    "dvc plots diff HEAD --targets curves/voc-res101.csv": "test_dvc_commands.",
+    "dvc exp run -n pools-2 -S experiments.voc-res101.pools=2 evaluate@voc-res101": "test_dvc_commands.",
+    "git add dvc.lock metrics results starter README.md": "(git's own)",
+}
+
+
+def commands(page: str) -> set[str]:
+    """What a page tells to type: lines of its blocks, and words in backticks, that begin with a program."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^ {4,}(\S.*)$", text, re.M)
+    fenced = [line for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
+    words = re.findall(rf"`((?:\.venv/bin/pre-commit|{PROGRAMS}) [^`]+)`", text)
+    found = [line for line in (*blocks, *fenced) if re.match(rf"{PROGRAMS} (?![:=-]>)", line)] + words
+    return {re.split(r"\s+# ", command)[0].strip() for command in found}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_accounted_for(page: str) -> None:
+    assert commands(page) - set(HERE) - set(ELSEWHERE) == set()
+
+
+def test_nothing_is_listed_that_no_page_has() -> None:
+    printed = set().union(*map(commands, PAGES))
+    assert (set(HERE) | set(ELSEWHERE)) - printed == set()
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    ci = (ROOT / ".ci/run").read_text()
+    for command, where in ELSEWHERE.items():
+        if where == "CI":
+            assert command in ci
+        elif not where.startswith("("):
+            file, _, name = where.partition(".")
+            assert f"def {name or 'test_'}" in (ROOT / f"tests/{file}.py").read_text(), command
+
+
+@pytest.mark.slow
+def test_the_commands_run(tmp_path: Path) -> None:
+    """In a fresh clone, in the environment that `make setup` makes, in their order: each ends with 0."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    (clone / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(clone / "photos/a.jpg")
+    environment = {**os.environ, "PATH": f"{small_project.BIN}:{os.environ['PATH']}", "PYTHONPATH": str(clone)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    for command in HERE:
+        for word, meant in FILLED.items():
+            command = command.replace(word, meant)
+        done = subprocess.run(
+            command, shell=True, cwd=clone, env=environment, capture_output=True, text=True, check=False, timeout=900
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert (clone / "voc.onnx").stat().st_size > 100_000
+    assert list((clone / "predictions/photos/voc-res101/labels").iterdir())
+    # The cache that a group shares: all that was pulled lies there, once, and others may write there too.
+    assert not list((clone / ".dvc/cache").glob("files/md5/*"))
+    shared = [path for path in (tmp_path / "shared/files/md5").glob("*/*") if path.is_file()]
+    assert len(shared) > 100
+    assert all(folder.stat().st_mode & 0o020 for folder in (tmp_path / "shared/files/md5").iterdir())
+    model = clone / "models/voc-res152.safetensors"
+    assert model.stat().st_ino in {path.stat().st_ino for path in shared}
+    shutil.rmtree(clone)

