@@ -12,23 +12,24 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from pipeline.config import resolve
-from pipeline.formats.label_images import colour
-from pipeline.page.inline_images import GAP
+from pipeline.formats.label_images import GAP, colour
 from pipeline.runtime import progress
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import track
-from pipeline.trained import Trained
 from refinenet.atomic import whole_file, whole_folder
 from refinenet.data.split import RGB, Array, Integers, Sample, Split
 from refinenet.errors import UserError
 from refinenet.metrics import Confusion, Counts, Rule, alternatives, bootstrap, most_frequent, scores
+
+if TYPE_CHECKING:
+    from refinenet.inference.predictor import Predictor
 
 # The official tools' rules, where they are not the paper's; their scores stand beside it.
 OFFICIAL: Mapping[str, Rule] = {"cityscapes": "cityscapes", "ade20k": "ade20k"}
@@ -92,10 +93,17 @@ def run(name: str) -> None:
     classes, palette = split.schema.classes, split.schema.palette
     if not len(split):
         raise UserError(f"{split.path}: no image to evaluate on")
-    trained = Trained(name, choice, classes)
-    config = trained.model.config
 
     from refinenet.inference.multiscale import upload
+    from refinenet.inference.predictor import Predictor
+
+    trained = Predictor(
+        Path("models") / f"{name}.safetensors",
+        Predictor.choose_device(choice.device, choice.seed, choice.threads),
+        **choice.predictor_settings(),
+    )
+    trained.expect_classes(classes, choice.data)
+    config = trained.model.config
 
     totals = {protocol: Confusion(len(classes), trained.device) for protocol in choice.protocols}
     shown = {round(i * (len(split) - 1) / max(choice.pictures - 1, 1)) for i in range(choice.pictures)}
@@ -173,7 +181,7 @@ def run(name: str) -> None:
             log.artifact(file, "predictions")
 
 
-def memory(trained: Trained) -> dict[str, float]:
+def memory(trained: Predictor) -> dict[str, float]:
     """The most bytes that tensors took on the GPU; nothing on a CPU."""
     import torch
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import errno
-import math
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.formats.label_images import indexed, overlay
@@ -26,8 +25,8 @@ from pipeline.formats.photo import as_seen
 from pipeline.runtime import progress
 from pipeline.runtime.cli import report
 from refinenet.atomic import whole_file
-from refinenet.config import Protocol, Resizing
-from refinenet.data.split import IGNORE_INDEX, RGB, Array
+from refinenet.config import Protocol
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,10 +48,6 @@ SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in "jpg jpeg jfif mpo png webp gif bmp tif tiff ppm pgm pnm jp2 avif heic heif".split()  # noqa: SIM905
 )
-# Of the authors' demos (demo_predict_mscale_*.m), for a model file that does not say its own
-SHORT_EDGE = (450, 800)
-# Long edge over short edge of the longest photograph that is not made smaller for its memory's sake
-ASPECT = 4.0
 
 
 class Found(NamedTuple):
@@ -129,51 +124,6 @@ def read_image(path: Path) -> Array:
         raise UserError(f"{path}: cannot be read ({' '.join(reason.split())})") from None
 
 
-class Labeller:
-    """A trained model with what its file says of it: class names, palette, how large it wants an image."""
-
-    def __init__(self, path: Path, device: torch.device, protocol: Protocol, limits: Sequence[int] | None) -> None:
-        from refinenet.inference.fast import FastRefineNet
-        from refinenet.model.network import load
-
-        model, about = load(path, device)
-        self.model = FastRefineNet(model)
-        self.classes: tuple[str, ...] = tuple(about.get("classes", ()))
-        self.palette: tuple[RGB, ...] = tuple((r, g, b) for r, g, b in about.get("palette", ()))
-        count = model.config.classes
-        if not len(self.classes) == len(self.palette) == count:
-            raise UserError(
-                f"{path}: {len(self.classes)} class names and {len(self.palette)} colours in its metadata, "
-                f"expected {count} as the network has classes"
-            )
-        self.protocol = protocol
-        low, high = limits or about.get("short_edge") or SHORT_EDGE
-        self.resizing = Resizing(about.get("input_scale", 1.0), (low, high))
-
-    def __call__(self, image: Array, where: str) -> Array:
-        """H x W x 3 uint8 -> H x W class indices, 255 where a void output wins. `where` opens an error."""
-        import torch
-
-        from refinenet.inference.multiscale import predict
-
-        height, width = image.shape[:2]
-        assert self.resizing.short_edge is not None
-        factor = self.resizing.factor(height, width)
-        # Of panoramas and strips: no more pixels than of the longest photograph, and no enlarging past its long edge.
-        edge = self.resizing.short_edge[1] * self.resizing.input_scale
-        factor = min(factor, math.sqrt(ASPECT / (height * width)) * edge, max(1.0, ASPECT * edge / max(height, width)))
-        try:
-            label = predict(self.model, image, {"label": self.protocol}, Resizing(factor))["label"]
-        except (RuntimeError, MemoryError) as error:
-            # On the CPU PyTorch has no type for it.
-            if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
-                raise
-            raise UserError(
-                f"{where}: {width} x {height} pixels, more than memory has room for; try a smaller --short-edge"
-            ) from None
-        return np.where(label < len(self.classes), label, np.uint8(IGNORE_INDEX))
-
-
 def _device(name: str | None) -> torch.device:
     import torch
 
@@ -216,20 +166,25 @@ def run(options: argparse.Namespace) -> None:
 
     import torch
 
+    from refinenet.inference.predictor import Predictor
+
     device = _device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    labeller = Labeller(options.model, device, Protocol(options.scales, options.flip), options.short_edge)
+    predictor = Predictor(options.model, device)
+    protocol = Protocol(options.scales, options.flip)
+    if options.short_edge:
+        predictor.resizing = replace(predictor.resizing, short_edge=tuple(options.short_edge))
     failed = 0
     with progress.bar("predict", "image", total=len(found)) as bar:
         for image, (label_file, overlay_file) in zip(found, targets, strict=True):
             bar.set_postfix_str(image.path.name, refresh=sys.stderr.isatty())
             try:
                 pixels = read_image(image.path)
-                label = labeller(pixels, str(image.path))
-                _write(label_file, indexed(label, labeller.palette), "png")
+                label = predictor.label_photo(pixels, protocol, str(image.path))
+                _write(label_file, indexed(label, predictor.palette), "png")
                 if not options.no_overlay:
-                    picture = overlay(pixels, label, labeller.classes, labeller.palette)
+                    picture = overlay(pixels, label, predictor.classes, predictor.palette)
                     _write(overlay_file, picture, "jpeg", quality=90, subsampling=0)
             except UserError as error:
                 failed += 1
@@ -273,7 +228,7 @@ def parser() -> argparse.ArgumentParser:
         nargs=2,
         metavar=("MIN", "MAX"),
         help="the network sees an image with its short edge brought between these, in pixels; time and memory grow "
-        f"with the square of MAX; default: what the model's file says, else {SHORT_EDGE[0]} {SHORT_EDGE[1]}",
+        "with the square of MAX; default: what the model's file says, else 450 800",
     )
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: cuda where there is a GPU")
     add("--threads", type=int, metavar="N", help="of the CPU; default: PyTorch's choice")

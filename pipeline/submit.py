@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -30,11 +30,13 @@ from pipeline.tables import server_records
 from pipeline.tables.paper import published
 from pipeline.test_servers import answers
 from pipeline.test_servers.formats import COMPETITIONS, SERVERS, Server
-from pipeline.trained import Trained
 from refinenet.atomic import sync, whole_file
 from refinenet.config import Protocol
 from refinenet.data.split import Sample, Split
 from refinenet.errors import UserError
+
+if TYPE_CHECKING:
+    from refinenet.inference.predictor import Predictor
 
 _EXAMPLES = """\
 examples:
@@ -89,7 +91,16 @@ def run(server: Server, options: argparse.Namespace) -> None:
     path, stem = target(server, options, experiment)
     images = open_split(server, options.split)
     sizes = server.sizes(images, options.split, options.partial)
-    model = Trained(experiment, choice, images.schema.classes, void=server.void is not None)
+
+    from refinenet.inference.predictor import Predictor
+
+    model = Predictor(
+        Path("models") / f"{experiment}.safetensors",
+        Predictor.choose_device(choice.device, choice.seed, choice.threads),
+        void=server.void is not None,
+        **choice.predictor_settings(),
+    )
+    model.expect_classes(images.schema.classes, choice.data)
     if (size := images.path.stat().st_size) > 1e9:
         print(f"{images.path}: taking the md5 of {size / 1e9:.1f} GB", file=sys.stderr)
 
@@ -130,7 +141,12 @@ def run(server: Server, options: argparse.Namespace) -> None:
 
 
 def predict(
-    server: Server, model: Trained, protocol: Mapping[str, Protocol], images: Split, kept: Path, key: Mapping[str, Any]
+    server: Server,
+    model: Predictor,
+    protocol: Mapping[str, Protocol],
+    images: Split,
+    kept: Path,
+    key: Mapping[str, Any],
 ) -> None:
     """Make `kept`/<image>.png for each image that has none of this very `key` yet."""
     note, text = kept / "key.json", json.dumps(key, indent=1)

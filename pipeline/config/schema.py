@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
-from refinenet.config import SMALLEST_TILE, Average, Cascade, Config, Precision, Protocol, Recipe
+from refinenet.config import SMALLEST_TILE, Average, Cascade, Config, Precision, Protocol, Recipe, Resizing
 from refinenet.errors import UserError
 
 
@@ -48,7 +48,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Archives drawn instead of fetched (pipeline/rendered): how many images, how large, from which seed."""
+    """Archives drawn instead of fetched (pipeline/synthetic): how many images, how large, from which seed."""
 
     train: int = 28
     val: int = 12
@@ -185,6 +185,11 @@ class Evaluate:
             raise UserError(f"evaluate.batch is {self.batch}, expected 1 or more")
         if self.tile is not None and self.tile < SMALLEST_TILE:
             raise UserError(f"evaluate.tile is {self.tile} pixels a side, expected {SMALLEST_TILE} or more")
+
+    def predictor_settings(self) -> dict[str, Any]:
+        """Return what `refinenet.inference.predictor.Predictor` takes by name."""
+        names = ("average", "precision", "tile", "fast", "channels_last", "compiled")
+        return {name: getattr(self, name) for name in names} | {"resizing": Resizing(self.input_scale, self.short_edge)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from refinenet.data.split import RGB, Array
 
 VOID_COLOUR = (224, 224, 192)  # as the VOC devkit draws it
+GAP = 4  # white pixels between image, truth and prediction
 
 
 # Of an overlay, in pixels: no larger than a screen can use, no smaller than a legend can be read beside

@@ -13,8 +13,6 @@ from PIL import Image
 from pipeline.formats.label_images import colour
 from refinenet.data.split import RGB, Array
 
-GAP = 4  # white pixels between image, truth and prediction
-
 
 @dataclass(frozen=True)
 class Picture:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.formats.label_images import VOID_COLOUR
+from pipeline.formats.label_images import GAP, VOID_COLOUR
 from pipeline.page import charts, inline_images
-from pipeline.page.inline_images import GAP, Picture
+from pipeline.page.inline_images import Picture
 from refinenet.data.split import RGB, Array, Integers
 from refinenet.errors import UserError
 

@@ -29,11 +29,10 @@ class Served:
     def __init__(self, weights: Path, device: str) -> None:
         import torch
 
-        from pipeline.predict import Labeller
-        from refinenet.config import Protocol
+        from refinenet.inference.predictor import Predictor
 
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._label = Labeller(weights, torch.device(chosen), Protocol((1.0,)), None)
+        self._predictor = Predictor(weights, torch.device(chosen))
         self._alone = threading.Lock()
 
     def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -51,18 +50,18 @@ class Served:
         scales = tuple(float(scale) for scale in told.get("scales", (1.0,)))
         if not scales or not all(0 < scale <= 8 for scale in scales):
             raise _refused(f"scales: {list(scales)}, expected numbers above 0, 8 at most")
-        labels = []
+        protocol, labels = Protocol(scales, bool(told.get("flip", False))), []
         for number, data in enumerate(table["image"]):
             with self._alone:
-                self._label.protocol = Protocol(scales, bool(told.get("flip", False)))
                 try:
-                    label = self._label(_decoded(bytes(data), f"image {number}"), f"image {number}")
+                    image = _decoded(bytes(data), f"image {number}")
+                    label = self._predictor.label_photo(image, protocol, f"image {number}")
                 except UserError as error:
                     raise _refused(str(error)) from None
             png = BytesIO()
-            indexed(label, self._label.palette).save(png, "png")
+            indexed(label, self._predictor.palette).save(png, "png")
             labels.append(png.getvalue())
-        return pd.DataFrame({"label": labels, "classes": [list(self._label.classes)] * len(labels)})
+        return pd.DataFrame({"label": labels, "classes": [list(self._predictor.classes)] * len(labels)})
 
 
 def _decoded(data: bytes, where: str) -> Array:

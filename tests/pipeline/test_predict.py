@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from PIL import Image
 
 from pipeline import predict
 from pipeline.formats.label_images import VOID_COLOUR, Entry, _above_legend, colour, legend, overlay
-from pipeline.predict import Found, Labeller, find, main, names
+from pipeline.predict import Found, find, main, names
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
 from refinenet.data.split import Array
 from refinenet.errors import UserError
+from refinenet.inference.predictor import Predictor
 from refinenet.model.network import save
 
 torch.set_num_threads(1)
@@ -277,14 +279,14 @@ def test_an_image_is_never_written_over(tmp_path: Path, model_file: Path, capsys
 def test_panoramas_take_no_more_than_photographs(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     factors = []
 
-    def pretend(_: object, image: Array, __: object, resizing: Resizing) -> dict[str, Array]:
-        factors.append(resizing.factor(*image.shape[:2]))
-        return {"label": np.zeros(image.shape[:2], np.uint8)}
+    def pretend(_: object, images: list[Array], __: object, resizing: Resizing, *more: object) -> list[Any]:
+        factors.append(resizing.factor(*images[0].shape[:2]))
+        return [{"label": torch.zeros(images[0].shape[:2], dtype=torch.uint8)}]
 
-    monkeypatch.setattr("refinenet.inference.multiscale.predict", pretend)
-    labeller = Labeller(model_file, torch.device("cpu"), Protocol((1.0,)), None)
+    monkeypatch.setattr("refinenet.inference.predictor.predict_many", pretend)
+    predictor = Predictor(model_file, torch.device("cpu"))
     for height, width in ((600, 2400), (100, 100), (1000, 40_000), (1, 20_000), (20_000, 1)):
-        labeller(np.zeros((height, width, 3), np.uint8), "")
+        predictor.label_photo(np.zeros((height, width, 3), np.uint8), Protocol((1.0,)), "")
     assert factors[:2] == [1.2, 4.5 * 1.2]  # as the authors do: the short edge within 450 and 800, then 1.2
     assert 1000 * 40_000 * factors[2] ** 2 == pytest.approx(4 * (800 * 1.2) ** 2)
     assert factors[3:] == [1.0, 1.0]
@@ -294,10 +296,10 @@ def test_too_large_for_memory_is_one_line(model_file: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    labeller = Labeller(model_file, torch.device("cpu"), Protocol((1.0,)), None)
-    monkeypatch.setattr("refinenet.inference.multiscale.predict", full)
+    predictor = Predictor(model_file, torch.device("cpu"))
+    monkeypatch.setattr("refinenet.inference.predictor.predict_many", full)
     with pytest.raises(UserError, match=r"^a\.png: 7 x 5 pixels.*--short-edge$"):
-        labeller(np.zeros((5, 7, 3), np.uint8), "a.png")
+        predictor.label_photo(np.zeros((5, 7, 3), np.uint8), Protocol((1.0,)), "a.png")
 
 
 def test_the_legend_names_the_classes_that_occur() -> None:

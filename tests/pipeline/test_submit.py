@@ -35,13 +35,13 @@ from pipeline.tables import server_records
 from pipeline.tables.paper import published
 from pipeline.test_servers.formats import SERVERS
 from pipeline.tracking import Run
-from pipeline.trained import Trained
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
 from refinenet.data.split import Array, Schema, Split
 from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 from refinenet.inference.multiscale import predict
+from refinenet.inference.predictor import Predictor
 from refinenet.metrics import confusion, scores
 from refinenet.model.network import load, save
 
@@ -106,15 +106,15 @@ class Calls:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    made, original = Calls(), Trained.__call__
+    made, original = Calls(), Predictor.__call__
 
-    def counted(self: Trained, image: Array, protocols: Any) -> dict[str, Array]:
+    def counted(self: Predictor, image: Array, protocols: Any) -> dict[str, Array]:
         made.count += 1
         if made.count == made.interrupt:
             raise KeyboardInterrupt
         return original(self, image, protocols)
 
-    monkeypatch.setattr(Trained, "__call__", counted)
+    monkeypatch.setattr(Predictor, "__call__", counted)
     return made
 
 

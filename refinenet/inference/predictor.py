@@ -1,0 +1,124 @@
+"""A trained model for whole images: what `evaluate` scores is what `submit` sends and `predict` and serving answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refinenet.config import Average, Precision, Protocol, Resizing
+from refinenet.data.split import IGNORE_INDEX, RGB, Array
+from refinenet.device import choose_device, reproducible
+from refinenet.errors import UserError
+from refinenet.inference.multiscale import predict_many, prepared
+from refinenet.model.network import load
+
+SHORT_EDGE = (450, 800)  # of the authors' demos (demo_predict_mscale_*.m), for a model file that does not say its own
+ASPECT = 4.0  # long edge over short edge of the longest photograph that is not made smaller for its memory's sake
+
+
+class Predictor:
+    """Labels whole images with the model in the file `path`. UserError where that is none.
+
+    `model` is the network as it was loaded, on `device`; `about` what its file says of it: class names, palette, data
+    set, how large it wants an image.
+
+    Args:
+        path: what `refinenet.model.network.save` wrote.
+        device: where the network computes.
+        resizing: how an image is scaled before the protocols' scales; None: as the model's file says.
+        void: False: a void output never wins, every pixel gets a class.
+        average, precision, tile: as of `predict_many`.
+        fast, channels_last, compiled: as of `prepared`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        *,
+        resizing: Resizing | None = None,
+        void: bool = True,
+        average: Average = "probability",
+        precision: Precision = "float32",
+        tile: int | None = None,
+        fast: bool = True,
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; `train {path.stem}` makes it, or `dvc pull train`")
+        self.path, self.device = path, device
+        self.model, self.about = load(path, device)
+        self.classes: tuple[str, ...] = tuple(self.about.get("classes", ()))
+        self.palette: tuple[RGB, ...] = tuple((r, g, b) for r, g, b in self.about.get("palette", ()))
+        count = self.model.config.classes
+        if not len(self.classes) == len(self.palette) == count:
+            raise UserError(
+                f"{path}: {len(self.classes)} class names and {len(self.palette)} colours in its metadata, "
+                f"expected {count} as the network has classes"
+            )
+        if self.model.config.void_output and not void:
+            bias = self.model.classifier.bias
+            assert bias is not None
+            bias.data[-1] = -torch.inf
+        self._net = prepared(
+            self.model, fast=fast, channels_last=channels_last, compiled=compiled, precision=precision
+        )
+        short_edge = self.about.get("short_edge") or SHORT_EDGE
+        self.resizing = resizing or Resizing(self.about.get("input_scale", 1.0), (short_edge[0], short_edge[1]))
+        self._average, self._precision, self._tile = average, precision, tile
+
+    @staticmethod
+    def choose_device(device: str, seed: int, threads: int) -> torch.device:
+        """Return the device called so, once this process is repeatable to the bit (`refinenet.device.reproducible`)."""
+        chosen = choose_device(device)
+        reproducible(seed, threads)
+        return chosen
+
+    def expect_classes(self, classes: Sequence[str], data: str) -> None:
+        """Raise UserError unless the model was trained on `classes`, those of the data set `data`."""
+        if self.classes != tuple(classes):
+            trained_on = self.about.get("dataset", "other classes")
+            raise UserError(f"{self.path}: trained on {trained_on}, expected the {len(classes)} classes of {data}")
+
+    def __call__(self, image: Array, protocols: Mapping[str, Protocol]) -> dict[str, Array]:
+        """H x W x 3 uint8 -> for each protocol H x W uint8: class index, or their number where a void output wins."""
+        (labels,) = self.many([image], protocols)
+        return {name: label.cpu().numpy() for name, label in labels.items()}
+
+    def many(
+        self, images: Sequence[Array], protocols: Mapping[str, Protocol], resizing: Resizing | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Label each of `images`, the maps left on `device`; those of one size go through the network together."""
+        how = resizing or self.resizing
+        return predict_many(self._net, images, protocols, how, self._average, self._precision, self._tile)
+
+    def label_photo(self, image: Array, protocol: Protocol, where: str) -> Array:
+        """Label a photograph of any shape: H x W x 3 uint8 -> H x W class indices, 255 where a void output wins.
+
+        A panorama or strip is made no larger than the longest photograph: no more pixels, and no enlarging past its
+        long edge. UserError, opened by `where`, for what memory has no room for.
+        """
+        height, width = image.shape[:2]
+        factor = self.resizing.factor(height, width)
+        if self.resizing.short_edge is not None:
+            edge = self.resizing.short_edge[1] * self.resizing.input_scale
+            factor = min(
+                factor, math.sqrt(ASPECT / (height * width)) * edge, max(1.0, ASPECT * edge / max(height, width))
+            )
+        try:
+            (labels,) = self.many([image], {"label": protocol}, Resizing(factor))
+        except (RuntimeError, MemoryError) as error:
+            # On the CPU PyTorch has no type for it.
+            if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
+                raise
+            raise UserError(
+                f"{where}: {width} x {height} pixels, more than memory has room for; try a smaller --short-edge"
+            ) from None
+        label = labels["label"].cpu().numpy()
+        return np.where(label < len(self.classes), label, np.uint8(IGNORE_INDEX))
