@@ -30,7 +30,7 @@ crf: $(READY) ## Build the dense CRF of profile paper's VOC (pydensecrf2; wants 
 
 repro: $(READY) ## Regenerate every table of the profile in params.yaml
 	snakemake --cores $(CORES)
-	@python -m pipeline.closing
+	@python -m pipeline.report --where
 
 test: $(READY) ## Run the tests
 	pytest -m "not slow and not gpu"

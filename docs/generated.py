@@ -1,4 +1,4 @@
-"""The tables of docs/data.md and docs/reproducing.md, from the code, published.yaml and profiles/paper.yaml.
+"""The tables of docs/data.md and docs/reproducing.md, from the code, paper.yaml and profiles/paper.yaml.
 
 python docs/generated.py           writes them between the markers of the pages
 """

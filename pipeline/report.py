@@ -1,32 +1,71 @@
-"""Everything that a run ends in -> results/report.html, one page that asks for nothing from outside.
+"""Stage: everything that a run ends in -> results/report.html; of a user's own data -> results/<data>_report.html.
 
-    python -m pipeline.report
+    python -m pipeline.report             the paper's data sets and tables
+    python -m pipeline.report leaves      a data set of one's own
+    python -m pipeline.report --where     which results exist and how to open them; `make repro` ends with it
 
-What the data sets hold, the tables with this run's numbers, the training curves, images beside truth and prediction,
-and what each number was made from. No times, no run ids, no paths of a machine: the same results give the same page,
-byte for byte.
+A page is one file that asks for nothing from outside. No times, no run ids, no paths of a machine: the same results
+give the same page, byte for byte.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.page.paper import html
+from pipeline.config import profiles
+from pipeline.page import custom, paper
 from pipeline.runtime import cli
+from pipeline.tables.paper import caveat, published
 from refinenet.atomic import whole_file
+from refinenet.errors import UserError
 
-REPORT = Path("results", "report.html")
+
+def path(name: str | None = None) -> Path:
+    """Return where the page of the data set `name` lies, or that of the paper."""
+    return Path("results", "report.html" if name is None else f"{name}_report.html")
 
 
-def report(root: Path = Path()) -> None:
-    """Write `root`/results/report.html."""
-    text = html(root)
-    with whole_file(root / REPORT) as part:
+def run(name: str | None = None, root: Path = Path()) -> None:
+    """Write the page of the paper, or of a user's own data set `name`, under `root`/results/."""
+    text = paper.html(root) if name is None else custom.html(name, root)
+    with whole_file(root / path(name)) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
+def where() -> None:
+    """Print the results that exist; UserError where one of the nine tables or of the user's own does not."""
+    params = profiles.read_yaml(profiles.PARAMS)
+    profile = params["profile"]
+    print(f"\nProfile {profile}. {caveat(profile)}".rstrip())
+    titles = {name: f"Table {table.number}" for name, table in published().items()}
+    own = params.get("own") or ()
+    for name, title in (titles | dict.fromkeys(own, "Own data")).items():
+        table = Path("results") / f"{name}_table.md"
+        if not table.is_file():
+            raise UserError(f"{table}: was not made; `snakemake --cores all {table}` makes it and shows why not")
+        print(f"  {title:8} {table}")
+    print(f"  all on one page   {path()}      open it in a browser")
+    for name in own:
+        print(f"  own data, to see  {path(name)}")
+    print("  runs and curves   make ui                  then http://127.0.0.1:5000")
+    print("  trained weights   models/                  versioned: dvc push, dvc pull train")
+    print("The tables are also there as .csv; metrics/ has every score, `dvc metrics diff` what a change did to them.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    usage = "python -m pipeline.report [--where | DATA]"
+    parser = argparse.ArgumentParser(usage=usage, description=(__doc__ or "").partition("\n\n")[0])
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("data", nargs="?", metavar="DATA", help="a data set of one's own; default: all of the paper")
+    what.add_argument("--where", action="store_true", help="say which results exist and how to open them")
+    options = parser.parse_args(arguments)
+    cli.attach()
+    return cli.report(where if options.where else lambda: run(options.data))
+
+
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0]).parse_args()
-    sys.exit(cli.report(report))
+    sys.exit(main())

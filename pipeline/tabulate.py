@@ -1,4 +1,4 @@
-"""metrics/ + published.yaml -> results/<table>_table.csv, .md and .tex: the paper's rows, this run's, the difference.
+"""metrics/ + paper.yaml -> results/<table>_table.csv, .md and .tex: the paper's rows, this run's, the difference.
 
     python -m pipeline.tabulate voc         one table
     python -m pipeline.tabulate leaves      the table of a data set of one's own (pipeline/tables/custom.py)

@@ -18,11 +18,6 @@ from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS
 from refinenet.errors import UserError
 
 
-def path(name: str) -> Path:
-    """Where the page of the data set `name` lies."""
-    return Path("results", f"{name}_report.html")
-
-
 def archives(name: str, own: bool, chosen: Mapping[str, Any], root: Path) -> Archives:
     """What a data set was unpacked from; of a user's own the file that stage download-own has packed."""
     told = provenance.archives(name, chosen)

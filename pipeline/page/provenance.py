@@ -184,4 +184,4 @@ def archives(name: str, chosen: Mapping[str, Any]) -> Archives:
     ]
     rendered = told.get("rendered") or {}
     words = ", ".join(f"{key} {value}" for key, value in sorted(rendered.items()))
-    return Archives(name, f"drawn by pipeline/rendered: {words}" if rendered else "", files)
+    return Archives(name, f"drawn by pipeline/synthetic: {words}" if rendered else "", files)

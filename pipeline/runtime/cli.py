@@ -137,12 +137,17 @@ def _end_with(engine: int) -> None:
     os._exit(143)
 
 
+def attach(graceful: bool = False) -> None:
+    """Listen to signals, and end with the engine that started this process. `graceful`: it polls `terminated`."""
+    _listen(graceful)
+    if engine := _engine():
+        threading.Thread(target=_end_with, args=(engine,), daemon=True).start()
+
+
 def main(run: Callable[[str], None], description: str | None, metavar: str, graceful: bool = False) -> None:
     """The command line of a stage: `python -m pipeline.<stage> NAME`. `graceful`: it polls `terminated`."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n\n")[0])
     parser.add_argument("name", metavar=metavar)
     name = parser.parse_args().name
-    _listen(graceful)
-    if engine := _engine():
-        threading.Thread(target=_end_with, args=(engine,), daemon=True).start()
+    attach(graceful)
     sys.exit(report(lambda: run(name)))

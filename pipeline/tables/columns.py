@@ -45,7 +45,7 @@ def read(of: Table, root: Path = Path()) -> list[dict[str, str]]:
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; stage table-{of.name} makes it") from None
     if header != columns(of) or len(rows) != len(of.rows):
-        raise UserError(f"{file}: not Table {of.number} as published.yaml has it; stage table-{of.name} makes it")
+        raise UserError(f"{file}: not Table {of.number} as paper.yaml has it; stage table-{of.name} makes it")
     return rows
 
 

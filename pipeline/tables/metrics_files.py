@@ -75,7 +75,7 @@ class Scores:
         return self.protocols[name]
 
     def value(self, protocol: str, metric: str) -> float | None:
-        """A score by the metric's name in published.yaml: "mean_iou", or "iou <class>". None: no such pixel."""
+        """A score by the metric's name in paper.yaml: "mean_iou", or "iou <class>". None: no such pixel."""
         chosen = self.protocol(protocol)
         kind, _, name = metric.partition(" ")
         if kind != "iou":

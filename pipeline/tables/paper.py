@@ -1,4 +1,4 @@
-"""Read published.yaml: the paper's nine tables, and which experiment reproduces which row."""
+"""Read paper.yaml: the paper's nine tables, and which experiment reproduces which row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 from refinenet.errors import UserError
 
-PUBLISHED = Path(__file__).with_name("published.yaml")
+PUBLISHED = Path(__file__).with_name("paper.yaml")
 NOT_PRINTED = "–"
 PROTOCOLS = {"single": "single-scale", "multi": "multi-scale"}
 
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the paper; the fields are explained at the top of published.yaml."""
+    """One table of the paper; the fields are explained at the top of paper.yaml."""
 
     name: str
     number: int
@@ -77,7 +77,7 @@ def slug(column: str) -> str:
 
 
 def _row(table: str, cells: list[Any], labels: int, scores: int) -> Row:
-    """Cut a row of published.yaml into labels, values and, for a row of ours, its sources."""
+    """Cut a row of paper.yaml into labels, values and, for a row of ours, its sources."""
     wrong = UserError(f"{PUBLISHED.name}: {table}: row {cells} does not read as labels, values, sources")
     texts, numbers, ours = cells[:labels], cells[labels : labels + scores], cells[labels + scores :]
     if len(numbers) != scores or len(ours) not in (0, 1, scores):

@@ -53,7 +53,7 @@ class ServerScores:
         return path(self.experiment)
 
     def value(self, metric: str) -> Decimal | None:
-        """A score in percent by the metric's name in published.yaml; None where the server did not tell it."""
+        """A score in percent by the metric's name in paper.yaml; None where the server did not tell it."""
         kind, _, name = metric.partition(" ")
         return self.answer.iou.get(name) if kind == "iou" else self.answer.mean_iou
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import own_run
 import pytest
-from test_report import Page
+from html_page import Page
 
-from pipeline import own_report
+from pipeline import report
 from pipeline.page import custom
 from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.errors import UserError
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("own")
     own_run.write_run(root)
     with chdir(root):
-        own_report.report("leaves")
+        report.run("leaves")
     return root
 
 
@@ -43,7 +43,7 @@ def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def html(made: Path) -> str:
-    return (made / custom.path("leaves")).read_text(encoding="utf-8")
+    return (made / report.path("leaves")).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +113,10 @@ def test_without_pictures_where_none_were_asked_for(run: Path) -> None:
 
 
 def test_same_bytes_in_another_folder_and_process(made: Path, run: Path, html: str) -> None:
-    custom.path("leaves").unlink()
-    command = [sys.executable, "-m", "pipeline.own_report", "leaves"]
+    report.path("leaves").unlink()
+    command = [sys.executable, "-m", "pipeline.report", "leaves"]
     subprocess.run(command, check=True, env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"})
-    assert custom.path("leaves").read_text(encoding="utf-8") == html
+    assert report.path("leaves").read_text(encoding="utf-8") == html
 
 
 def test_large_pictures_still_fit(run: Path, html: str) -> None:
@@ -147,13 +147,13 @@ def test_names_are_escaped(run: Path) -> None:
 )
 def test_a_missing_input_is_named(gone: str, message: str, run: Path) -> None:
     shutil.rmtree(gone) if Path(gone).is_dir() else Path(gone).unlink()
-    custom.path("leaves").unlink()
+    report.path("leaves").unlink()
     with pytest.raises(UserError) as error:
-        own_report.report("leaves")
+        report.run("leaves")
     assert message in str(error.value)
-    assert not custom.path("leaves").exists()
+    assert not report.path("leaves").exists()
 
 
 def test_a_name_of_no_own_data(run: Path) -> None:
     with pytest.raises(UserError, match=r"^'voc': no data of one's own, expected one of leaves$"):
-        own_report.report("voc")
+        report.run("voc")

@@ -1,4 +1,4 @@
-"""Every number that a table shows, computed once more from metrics/ and published.yaml alone; a changed digit is seen.
+"""Every number that a table shows, computed once more from metrics/ and paper.yaml alone; a changed digit is seen.
 
 Nothing of pipeline/ takes part in the computing. Checked are the files of the last commit (profile mini) and those of a
 made-up run with further seeds and a test server's answer.
@@ -281,7 +281,7 @@ def latex_lines(text: str) -> list[list[str]]:
 
 
 def check_table(root: Path, name: str, table: dict[str, Any]) -> None:
-    """AssertionError unless all three files of a table are what metrics and published.yaml give."""
+    """AssertionError unless all three files of a table are what metrics and paper.yaml give."""
     file = root / "results" / f"{name}_table.csv"
     assert list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")))) == as_csv(root, table)
     head, labels = [*table["labels"], *table["scores"]], len(table["labels"])
@@ -373,10 +373,10 @@ def check_report(root: Path, printed: dict[str, Any]) -> None:
 
 
 def check(root: Path) -> None:
-    """Everything under `root`: metrics, results, README.md and published.yaml."""
+    """Everything under `root`: metrics, results, README.md and paper.yaml."""
     runs.cache_clear()
     answer.cache_clear()
-    printed = yaml.load((root / "published.yaml").read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    printed = yaml.load((root / "paper.yaml").read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for name, table in printed.items():
         check_table(root, name, table)
     check_readme(root, printed)
@@ -389,9 +389,9 @@ def check(root: Path) -> None:
 
 def make(root: Path) -> None:
     """Tables and README from the metrics under `root`."""
-    shutil.copy(ROOT / "pipeline/tables/paper.yaml", root / "published.yaml")
+    shutil.copy(ROOT / "pipeline/tables/paper.yaml", root / "paper.yaml")
     (root / "README.md").write_text(f"{tabulate.START}\n{tabulate.END}\n")
-    for name in yaml.safe_load((root / "published.yaml").read_text()):
+    for name in yaml.safe_load((root / "paper.yaml").read_text()):
         tabulate.tabulate(name, root)
     tabulate.update_readme(root)
 
@@ -415,7 +415,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"no commit with README.md, metrics and results: {done.stderr.decode().strip()}")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
         tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-    (folder / "pipeline/tables/paper.yaml").rename(folder / "published.yaml")
+    (folder / "pipeline/tables/paper.yaml").rename(folder / "paper.yaml")
     return folder
 
 
@@ -480,7 +480,7 @@ def test_a_run_with_seeds_and_servers(invented: Path) -> None:
 
 # The digits of a file that a table shows or that are its own. The paper prints no background, .tex has more than text.
 PLACES = {
-    "published.yaml": r"(?<=[\s,])\d\d\.\d(?=[,\]])",
+    "paper.yaml": r"(?<=[\s,])\d\d\.\d(?=[,\]])",
     "metrics/servers/*.json": r'(?<!"background": )(?<=: )\d+\.\d(?=\d*[,}])',
     "results/*.csv": r"\d+",
     "results/*.md": r"\d+",
@@ -504,7 +504,7 @@ def spots(root: Path, pattern: str) -> list[tuple[Path, int]]:
 def shown_digits(root: Path) -> list[tuple[Path, int]]:
     """The digits of the metrics that decide a shown percent: three of a fraction, two where it is one seed of three."""
     found = []
-    for table in yaml.safe_load((root / "published.yaml").read_text()).values():
+    for table in yaml.safe_load((root / "paper.yaml").read_text()).values():
         for row in rows(root, table):
             for (experiment, protocol), metric in zip(row.sources, table["scores"].values(), strict=False):
                 data = experiment.split("-")[0]

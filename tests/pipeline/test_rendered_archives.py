@@ -1,4 +1,4 @@
-"""pipeline/rendered: the archives of the mini profile, decoded here without the project's own readers."""
+"""pipeline/synthetic: the archives of the mini profile, decoded here without the project's own readers."""
 
 from __future__ import annotations
 

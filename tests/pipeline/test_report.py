@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import small_project
 import yaml
 from fake_run import COUNTS, SPLITS, all_experiments, classes, scene, write_metrics, write_run
+from html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,42 +31,13 @@ from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-VOID_ELEMENTS = {"meta", "img", "br"}
-
-
-class Page(HTMLParser):
-    """What a page holds: elements with their attributes, and text. Every element must be closed where it should be."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self.text += " " if tag in ("th", "td") else ""
-        if tag not in VOID_ELEMENTS:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     write_run(root)
-    report.report(root)
+    report.run(root)
     return root
 
 
@@ -370,7 +341,7 @@ def test_a_missing_input_is_named(gone: str, message: str, run: Path, tmp_path: 
     else:
         victim.unlink()
     with pytest.raises(UserError) as error:
-        report.report(tmp_path / "run")
+        report.run(tmp_path / "run")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "results" / "report.html").exists()

@@ -12,8 +12,7 @@ import own_run
 import pytest
 from fake_run import write_run
 
-from pipeline import own_report, report
-from pipeline.page import custom
+from pipeline import report
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -50,12 +49,12 @@ def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     root = tmp_path_factory.mktemp("run")
     if request.param == "the paper's":
         write_run(root)
-        report.report(root)
+        report.run(root)
         return (root / report.REPORT).as_uri()
     own_run.write_run(root)
     with chdir(root):
-        own_report.report("leaves")
-    return (root / custom.path("leaves")).as_uri()
+        report.run("leaves")
+    return (root / report.path("leaves")).as_uri()
 
 
 @pytest.fixture(scope="module")
