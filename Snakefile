@@ -13,7 +13,7 @@ from pipeline import graph
 from refinenet.files import UserError
 
 repo = Repo(".")
-graph.be_the_engine()
+graph.register_engine()
 try:
     stages = graph.stages(repo)
     if workflow.is_main_process:
@@ -21,7 +21,7 @@ try:
         only_one = FileLock(".snakemake/refinenet.lock")
         only_one.acquire(timeout=0)
         # `jobs` is for executors that hand jobs to other machines.
-        graph.settle(repo, stages, elsewhere=workflow.resource_settings.nodes is not None)
+        graph.sync_mtimes(repo, stages, elsewhere=workflow.resource_settings.nodes is not None)
 except UserError as error:
     sys.exit(f"error: {error}")
 except Timeout:
@@ -62,8 +62,8 @@ for stage in stages:
 
 
 onsuccess:
-    graph.tell(repo, stages)
+    graph.commit_or_exit(repo, stages)
 
 
 onerror:
-    graph.tell(repo, stages)
+    graph.commit_or_exit(repo, stages)

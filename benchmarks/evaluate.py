@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from refinenet import RefineNet
 from refinenet.config import Precision, Protocol, Resizing
 from refinenet.data.split import Array
-from refinenet.inference.multiscale import predict_many, prepared, upload
+from refinenet.inference.multiscale import optimise_for_inference, predict_many, upload
 from refinenet.metrics import Confusion, Counts, confusion
 
 CLASSES = 21
@@ -79,15 +79,17 @@ def variants(choice: argparse.Namespace) -> tuple[RefineNet, dict[str, Variant]]
 
     made = {"plain": Variant(lambda: plain(model, images, truths, choice.scales))}
     made["ours"] = ours(model, 1)
-    fast = prepared(model, fast=True)
+    fast = optimise_for_inference(model, fast=True)
     made["ours, fast"] = ours(fast, 1)
     made[f"ours, fast, {choice.batch} at once"] = ours(fast, choice.batch)
     if not choice.thin:
-        made["ours, fast, bfloat16"] = ours(prepared(model, fast=True, precision="bfloat16"), 1, "bfloat16")
+        made["ours, fast, bfloat16"] = ours(
+            optimise_for_inference(model, fast=True, precision="bfloat16"), 1, "bfloat16"
+        )
     if choice.tile:
         made[f"ours, fast, tiles of {choice.tile}"] = ours(fast, 1, tile=choice.tile)
     if choice.compile:
-        compiled = prepared(model, fast=True, compiled=True)
+        compiled = optimise_for_inference(model, fast=True, compiled=True)
         made["ours, compiled"] = ours(compiled, choice.batch)
         made["ours, compiled, bfloat16"] = ours(compiled, choice.batch, "bfloat16")
     return model, made

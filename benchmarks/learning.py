@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 
 from pipeline.formats.label_images import colour
 from refinenet import metrics
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.data.split import Array, Split
 from refinenet.device import choose_device, reproducible
@@ -111,7 +111,7 @@ def train(name: str, network: Mapping[str, Any], recipe: Recipe, choice: argpars
 
     kept = json.dumps([network, asdict(recipe), choice.seed, choice.device, len(split)], sort_keys=True)
     curve = loop.train(model, split, recipe, choice.seed, choice.to / f"{name}.checkpoints", kept, on_step)
-    with whole_file(choice.to / f"{name}.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(choice.to / f"{name}.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         rows = ((point.step, f"{point.loss:.6g}", f"{point.lr:.6g}") for point in curve)
         csv.writer(file, lineterminator="\n").writerows([("step", "loss", "lr"), *rows])
     about: dict[str, Any] = {
@@ -128,7 +128,7 @@ def train(name: str, network: Mapping[str, Any], recipe: Recipe, choice: argpars
 def score(name: str, protocols: Mapping[str, Protocol], choice: argparse.Namespace) -> None:
     """Write <name>.json: the scores of all images of val under each protocol; and the sheets."""
     model, about = load(choice.to / f"{name}.safetensors", choose_device(choice.device))
-    net = multiscale.prepared(model, fast=choice.device == "cpu")
+    net = multiscale.optimise_for_inference(model, fast=choice.device == "cpu")
     split = Split(choice.data / "val.arrow")
     counts = {key: metrics.Confusion(len(about["classes"])) for key in protocols}
     resizing = Resizing(about["input_scale"], about["short_edge"])
@@ -149,7 +149,7 @@ def score(name: str, protocols: Mapping[str, Protocol], choice: argparse.Namespa
         interval = metrics.bootstrap(confusion.per_image())
         found[key] = {**asdict(metrics.scores(confusion.counts())), "interval": interval.mean_iou}
     present = split.counts().astype(bool).sum(0).tolist()
-    with whole_file(choice.to / f"{name}.json") as part:
+    with atomic_file(choice.to / f"{name}.json") as part:
         part.write_text(json.dumps({**about, "val_images": len(split), "val_seen": present, "scores": found}, indent=1))
 
 
@@ -164,7 +164,7 @@ def sheet(rows: Sequence[Sequence[Array]], target: Path) -> None:
     page = Image.new("RGB", (2 * width + 8, -(-len(lines) // 2) * (HEIGHT + 4)), "white")
     for place, line in enumerate(lines):
         page.paste(line, (place % 2 * (width + 8), place // 2 * (HEIGHT + 4)))
-    with whole_file(target) as part:
+    with atomic_file(target) as part:
         page.quantize(255).save(part, "png", optimize=True)
 
 
@@ -222,7 +222,7 @@ def draw(found: Mapping[str, Any], folder: Path, target: Path) -> None:
     )
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    with whole_file(target) as part:
+    with atomic_file(target) as part:
         figure.savefig(part, format="png", dpi=110)
 
 

@@ -40,7 +40,7 @@ from torchvision.transforms.v2 import functional as tv
 from pipeline import datasets, synthetic
 from pipeline.config.schema import Rendered
 from pipeline.formats.archive import Archive
-from refinenet.data.augment import Packing
+from refinenet.data.augment import BatchLayout
 from refinenet.data.crops import Crops, Window
 from refinenet.data.loader import Loader
 from refinenet.data.split import Schema, Split
@@ -136,9 +136,9 @@ class Ours:
         for step in self.steps(count):
             self.crops.draw(step, self.batch)
 
-    def prepared(self, windows: Sequence[Window]) -> Packing:
+    def prepared(self, windows: Sequence[Window]) -> BatchLayout:
         """Have the windows' bytes in the buffer."""
-        packing = Packing(windows, CROP, INPUT_SCALE, None, together=self.device.type != "cpu")
+        packing = BatchLayout(windows, CROP, INPUT_SCALE, None, together=self.device.type != "cpu")
         if len(self.buffer) < packing.size:
             self.buffer = np.empty(2 * packing.size, np.uint8)
         packing.write(windows, self.buffer)

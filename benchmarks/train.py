@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from refinenet import RefineNet
 from refinenet.config import Precision, Recipe
 from refinenet.device import reproducible
-from refinenet.training.step import loss_of, make_optimiser, prepared, step_bytes
+from refinenet.training.step import make_optimiser, pixel_loss, step_bytes, wrap_for_training
 
 MEDIUM = {"backbone": "resnet50", "stem": 16, "width": 64, "coarse_width": 128}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ def step_of(
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
-        loss_of(network(images), labels).backward()  # type: ignore[no-untyped-call]
+        pixel_loss(network(images), labels).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if images.is_cuda:
             torch.cuda.synchronize()
@@ -107,7 +107,7 @@ def measure(
             # On a CPU it is counted tensor by tensor, which a compiled step does not show.
             memory[name] = step_bytes(net, own) if device.type == "cpu" and not own.compiled else None
             optimisers[name] = make_optimiser(net, own)
-            steps[name] = step_of(stack.enter_context(prepared(net, own)), optimisers[name], images, labels)
+            steps[name] = step_of(stack.enter_context(wrap_for_training(net, own)), optimisers[name], images, labels)
         products = {precision: matrix_rate(device, precision) for precision in ("float32", "bfloat16")}  # type: ignore[arg-type]
         times: dict[str, list[float]] = {name: [] for name in (*products, *steps)}
         for run in (*products.values(), *steps.values(), *steps.values()):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pipeline import datasets
 from pipeline.config import profiles, resolve
 from pipeline.tables.paper import NOT_PRINTED, published
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.config import Recipe
 
 FOLDER = Path(__file__).parent
@@ -75,7 +75,7 @@ def trainings() -> list[tuple[str, ...]]:
     profile, where = profiles.read_profile("paper")
     lines = []
     for name, training in {**params.pretrainings, **params.experiments}.items():
-        made = resolve.told_of(name, training, params, profile, where)
+        made = resolve.training_settings(name, training, params, profile, where)
         recipe, phases = Recipe(**made["recipe"]), made["phases"]
         network = f"{made['network']['cascade']}, {made['network']['pools']} pools"
         on = "; ".join(
@@ -114,5 +114,5 @@ def page(name: str) -> str:
 if __name__ == "__main__":
     for name in PAGES:
         made = page(name)
-        with whole_file(FOLDER / f"{name}.md") as part:
+        with atomic_file(FOLDER / f"{name}.md") as part:
             part.write_text(made, encoding="utf-8")

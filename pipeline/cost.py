@@ -23,8 +23,8 @@ from typing import Any
 from pipeline import datasets
 from pipeline.config import profiles, resolve
 from pipeline.config.schema import Params, Profile, Training
-from pipeline.runtime.cli import report
-from refinenet.atomic import whole_file
+from pipeline.runtime.cli import run_cli
+from refinenet.atomic import atomic_file
 from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.errors import UserError
 
@@ -87,7 +87,7 @@ def counted(network: str, classes: int, side: int, batch: int = 1) -> tuple[floa
 
     from refinenet import RefineNet
     from refinenet.training.memory import activation_bytes
-    from refinenet.training.step import loss_of
+    from refinenet.training.step import pixel_loss
 
     with torch.device("meta"):
         model = RefineNet(classes, **json.loads(network)).train()
@@ -95,7 +95,7 @@ def counted(network: str, classes: int, side: int, batch: int = 1) -> tuple[floa
         labels = torch.zeros(batch, side, side, dtype=torch.uint8)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(images[:1])
-        held = activation_bytes(lambda: loss_of(model(images), labels))
+        held = activation_bytes(lambda: pixel_loss(model(images), labels))
     return counter.get_total_flops() / OPERATIONS, sum(p.numel() for p in model.parameters()), held
 
 
@@ -122,7 +122,7 @@ def works(params: Params, profile: Profile, where: str) -> list[Work]:
     for name, training in rows.items():
         if training.data in params.own:
             continue  # nobody has said how large its images are
-        made = resolve.told_of(name, training, params, profile, where)
+        made = resolve.training_settings(name, training, params, profile, where)
         recipe, early = Recipe(**made["recipe"]), name in params.pretrainings
         if early and not made["phases"]:
             continue  # it passes its start on
@@ -324,9 +324,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(text)
         return
     made = rewrite(given.page, text)
-    with whole_file(given.page) as part:
+    with atomic_file(given.page) as part:
         part.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(report(main))
+    sys.exit(run_cli(main))

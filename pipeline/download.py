@@ -23,11 +23,11 @@ from threading import Event
 from pipeline.config import resolve
 from pipeline.config.schema import Download, Source
 from pipeline.fetch import checksums, http, local, login, sources
-from pipeline.fetch.checksums import Known, StoppedError, say
-from pipeline.fetch.sources import at_once
+from pipeline.fetch.checksums import ChecksumCache, StoppedError, say
+from pipeline.fetch.sources import run_parallel
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5
-from refinenet.atomic import whole_folder
+from refinenet.atomic import atomic_folder
 from refinenet.errors import UserError
 
 RAW = Path("data/raw")
@@ -45,7 +45,7 @@ def run(name: str) -> None:
     if wanted.rendered is not None:
         from pipeline import synthetic
 
-        with whole_folder(folder) as part:
+        with atomic_folder(folder) as part:
             synthetic.render(name, wanted.rendered, part)
         return
     if not wanted.archives:
@@ -59,9 +59,9 @@ def run(name: str) -> None:
     store.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{store}.lock", timeout=0):
-            known = Known(store / checksums.MEMORY)
+            known = ChecksumCache(store / checksums.MEMORY)
             new, missing = _bring(name, wanted, known)
-            with whole_folder(folder) as part:
+            with atomic_folder(folder) as part:
                 for file in wanted.archives:
                     if file not in missing:
                         _put(store / file, part / file)
@@ -70,31 +70,31 @@ def run(name: str) -> None:
         raise UserError(f"{store}.lock: held by another `download {name}`; wait for it") from None
 
 
-def _bring(name: str, wanted: Download, known: Known) -> tuple[set[str], set[str]]:
+def _bring(name: str, wanted: Download, known: ChecksumCache) -> tuple[set[str], set[str]]:
     """Have all archives in the store: the files that were not there yet, the optional ones that cannot be had."""
     store, stop = checksums.STORE / name, Event()
 
     def look(file: str, source: Source) -> str:
-        if sources.kept(source, store / file, known, stop):
+        if sources.already_there(source, store / file, known, stop):
             return "kept"
-        where = local.places(name, file, wanted.mirror)
-        return "taken" if local.take(name, source, store / file, where, known, stop) else ""
+        where = local.candidate_paths(name, file, wanted.mirror)
+        return "taken" if local.link_local_copy(name, source, store / file, where, known, stop) else ""
 
     def fetch(file: str, source: Source) -> None:
         with _turn(source.url, file, stop):
             # By now another data set may have it.
-            if not local.take(name, source, store / file, local.in_store(name, file), known, stop):
+            if not local.link_local_copy(name, source, store / file, local.in_store(name, file), known, stop):
                 sources.fetch(source, store / file, known, room, stop)
 
     for entry in wanted.mirror:
         if (mirror := local.folder(entry)) is not None and not mirror.is_dir():
             say(f"warning: mirror {mirror}: no such folder")
-    looked, _ = at_once({file: partial(look, file, source) for file, source in wanted.archives.items()}, stop)
+    looked, _ = run_parallel({file: partial(look, file, source) for file, source in wanted.archives.items()}, stop)
     absent = {file: source for file, source in wanted.archives.items() if not looked.get(file)}
-    room = http.Room(store)
+    room = http.DiskBudget(store)
     sizes = {file: source.size for file, source in absent.items() if not source.url.startswith("file://")}
     room.expect(*((store / file, size) for file, size in sizes.items() if size is not None))
-    _, failed = at_once({file: partial(fetch, file, source) for file, source in absent.items()}, stop)
+    _, failed = run_parallel({file: partial(fetch, file, source) for file, source in absent.items()}, stop)
     needed = {file: error for file, error in failed.items() if not absent[file].optional}
     if needed:
         by_hand = _by_hand(name, {file: absent[file] for file in needed})
@@ -172,9 +172,9 @@ def _put(file: Path, name: Path) -> None:
             shutil.copyfile(file, name)
 
 
-def _tell_unpublished(name: str, wanted: Download, known: Known, new: set[str]) -> None:
+def _tell_unpublished(name: str, wanted: Download, known: ChecksumCache, new: set[str]) -> None:
     """Say what nothing published vouches for, and warn where it is not what dvc.lock recorded for these settings."""
-    unsure = [file for file in wanted.archives if file in new and not checksums.vouched(wanted.archives[file])]
+    unsure = [file for file in wanted.archives if file in new and not checksums.has_checksum(wanted.archives[file])]
     if not unsure:
         return
     md5 = {file: known.recorded(checksums.STORE / name / file)["md5"] for file in unsure}

@@ -23,7 +23,7 @@ from pipeline.runtime import progress
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import track
-from refinenet.atomic import whole_file, whole_folder
+from refinenet.atomic import atomic_file, atomic_folder
 from refinenet.data.split import RGB, Array, Integers, Sample, Split
 from refinenet.errors import UserError
 from refinenet.metrics import Confusion, Counts, Rule, alternatives, bootstrap, most_frequent, scores
@@ -169,13 +169,13 @@ def run(name: str) -> None:
             "protocols": results,
         }
         target = Path("predictions") / name
-        with whole_folder(target) as folder:
+        with atomic_folder(target) as folder:
             for image_name, picture in pictures:
                 picture.save(folder / f"{image_name.replace('/', '_')}.png", optimize=True)
             # Plain .npy files: an .npz carries the time it was written at.
             for protocol, table in counts.items():
                 np.save(folder / f"confusion-{protocol}.npy", table)
-        with whole_file(Path("metrics", *(["seeds"] if choice.of else []), choice.data, f"{name}.json")) as part:
+        with atomic_file(Path("metrics", *(["seeds"] if choice.of else []), choice.data, f"{name}.json")) as part:
             part.write_text(json.dumps(metrics, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
         for file in sorted(target.glob("*.png")):
             log.artifact(file, "predictions")

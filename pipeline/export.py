@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.runtime.cli import report
+from pipeline.runtime.cli import run_cli
 from refinenet.errors import UserError
 
 _EXAMPLES = """\
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line.add_argument("--to", type=Path, required=True, metavar="FILE", help="ends in .onnx or .pt2")
     line.add_argument("--uint8", action="store_true", help="images of uint8; default: float32, 0 to 255 both times")
     options = line.parse_args(arguments)
-    return report(lambda: run(options))
+    return run_cli(lambda: run(options))
 
 
 if __name__ == "__main__":

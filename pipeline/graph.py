@@ -1,8 +1,8 @@
 """DVC's graph as Snakemake needs it. dvc.yaml is where the graph is written; this reads DVC's own index of it.
 
 The two engines share one set of files and judge differently what is out of date: DVC by content (dvc.lock), Snakemake
-by file times. `settle` brings the times in line with the contents before Snakemake looks at them, `commit` tells DVC
-what Snakemake has done, so that after either of the two the other finds nothing to do.
+by file times. `sync_mtimes` brings the times in line with the contents before Snakemake looks at them, `commit` tells
+DVC what Snakemake has done, so that after either of the two the other finds nothing to do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import yaml
 
 from pipeline.config import resolve, schema
 from pipeline.fetch import own_folders
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
 _T = TypeVar("_T")
@@ -157,7 +157,7 @@ def _touch(path: str) -> None:
         ) from None
 
 
-def _patiently(action: Callable[[], _T], seconds: float = 600) -> _T:
+def _retry_on_lock(action: Callable[[], _T], seconds: float = 600) -> _T:
     """Do what needs DVC's lock, as soon as another `dvc` has given it back."""
     from dvc.lock import LockError
 
@@ -189,7 +189,7 @@ def _status(repo: Any) -> dict[str, Any]:
     return {address: told for stage in unlocked for address, told in stage.items()}
 
 
-def be_the_engine() -> None:
+def register_engine() -> None:
     """Let the stages that this process starts end when it does (pipeline/runtime/cli.py)."""
     os.environ["PIPELINE_ENGINE"] = str(os.getpid())
 
@@ -202,10 +202,10 @@ def commit(repo: Any, known: Sequence[Stage]) -> None:
     by_address = {stage.addressing: stage for stage in repo.index.stages}
     marked = [stage for stage in known if stage.done.exists()]
     # Looked at before the first commit: DVC links outputs anew, and their times would then be those of the commit.
-    believed = [stage for stage in marked if _believed(stage)]
+    believed = [stage for stage in marked if _marker_is_valid(stage)]
     for stage in sorted(believed, key=lambda stage: _time(stage.done)):
         try:
-            _patiently(partial(_commit, repo, by_address[stage.address]))
+            _retry_on_lock(partial(_commit, repo, by_address[stage.address]))
         except OSError as error:
             raise UserError(
                 f"{stage.outputs[0]}: is made, but could not be put into DVC's cache ({error.strerror}); once that is "
@@ -215,7 +215,7 @@ def commit(repo: Any, known: Sequence[Stage]) -> None:
         stage.done.unlink()
 
 
-def tell(repo: Any, known: Sequence[Stage]) -> None:
+def commit_or_exit(repo: Any, known: Sequence[Stage]) -> None:
     """Do the same at the end of a run: what the user can put right is one line and exit code 1."""
     try:
         commit(repo, known)
@@ -223,7 +223,7 @@ def tell(repo: Any, known: Sequence[Stage]) -> None:
         sys.exit(f"error: {error}")
 
 
-def _believed(stage: Stage) -> bool:
+def _marker_is_valid(stage: Stage) -> bool:
     whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
     fresh = whole and all(_time(p) <= _time(stage.done) for p in stage.inputs)
     return fresh and not _of_the_future(stage.done) and stage.done.read_text().strip() == stage.digest()
@@ -234,7 +234,7 @@ def _of_the_future(path: str | Path) -> bool:
     return _time(path) > time.time() + SKEW
 
 
-def _unseen(stage: Stage) -> bool:
+def _own_data_changed(stage: Stage) -> bool:
     """Whether a stage that packs a user's own folders would find a change in them: they are no files of the graph."""
     for key, value in stage.params.items():
         kind, _, name = key.partition(".")
@@ -262,7 +262,7 @@ def _stale_settings() -> bool:
     return json.dumps(told, sort_keys=True) != json.dumps(resolve.resolve(), sort_keys=True)
 
 
-def settle(repo: Any, known: Sequence[Stage], elsewhere: bool = False) -> None:
+def sync_mtimes(repo: Any, known: Sequence[Stage], elsewhere: bool = False) -> None:
     """Make file times say what DVC knows. Called once, before Snakemake builds its graph.
 
     The stage that writes the parameters runs here and not as a job: each job reads its own few values, so none may
@@ -283,10 +283,10 @@ def settle(repo: Any, known: Sequence[Stage], elsewhere: bool = False) -> None:
     commit(repo, known)
     lockfile = Path("dvc.lock")
     entries = yaml.load(lockfile.read_bytes(), yaml.CSafeLoader)["stages"] if lockfile.exists() else {}
-    # "always changed" says that DVC cannot know; `_unseen` does.
+    # "always changed" says that DVC cannot know; `_own_data_changed` does.
     changed = {address: told for address, told in _status(repo).items() if told != ["always changed"]}
     # What no time of a file tells: a change in a user's folders, and one that came with an old time (cp -p, rsync -t).
-    unseen = {stage.address for stage in known if _unseen(stage)}
+    unseen = {stage.address for stage in known if _own_data_changed(stage)}
     by_address = {stage.addressing: stage for stage in repo.index.stages}
     for stage in known:
         told = changed.get(stage.address, ())
@@ -296,7 +296,7 @@ def settle(repo: Any, known: Sequence[Stage], elsewhere: bool = False) -> None:
         # Snakemake passes over a newer file whose content is what it was: for what it cannot see, it is another.
         text = stage.digest() + (f" {time.time_ns()}" if stage.address in unseen else "")
         if not stage.stamp.exists() or stage.stamp.read_text() != text:
-            with whole_file(stage.stamp) as part:
+            with atomic_file(stage.stamp) as part:
                 part.write_text(text)
         if _matches_lock(entries.get(stage.address, {}), stage) and stage.address not in unseen:
             os.utime(stage.stamp, (0, 0))

@@ -23,8 +23,8 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.formats.label_images import indexed, overlay
 from pipeline.formats.photo import as_seen
 from pipeline.runtime import progress
-from pipeline.runtime.cli import report
-from refinenet.atomic import whole_file
+from pipeline.runtime.cli import run_cli
+from refinenet.atomic import atomic_file
 from refinenet.config import Protocol
 from refinenet.data.split import Array
 from refinenet.errors import UserError
@@ -141,7 +141,7 @@ def _device(name: str | None) -> torch.device:
 
 def _write(target: Path, picture: Image.Image, kind: str, **options: Any) -> None:
     try:
-        with whole_file(target) as part:
+        with atomic_file(target) as part:
             picture.save(part, kind, **options)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line.error(f"--short-edge is {' '.join(map(str, options.short_edge))}, expected 1 <= MIN <= MAX")
     if options.threads is not None and options.threads < 1:
         line.error(f"--threads is {options.threads}, expected 1 or more")
-    return report(lambda: run(options))
+    return run_cli(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pipeline.datasets import Dataset, Reader
 from pipeline.datasets.pool import Workers, cores, measured
 from pipeline.runtime import progress
 from pipeline.runtime.cli import main
-from refinenet.atomic import whole_folder
+from refinenet.atomic import atomic_folder
 from refinenet.data.split import Schema
 from refinenet.data.writer import SplitWriter, write_split
 from refinenet.errors import UserError
@@ -39,7 +39,7 @@ def run(name: str) -> None:
     raw = DATA / "raw" / name
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; `python -m pipeline.download {name}` makes it")
-    with dataset.Reader(raw) as reader, whole_folder(DATA / name) as part:
+    with dataset.Reader(raw) as reader, atomic_folder(DATA / name) as part:
         names = {split: reader.names(split) for split in tuple(dataset.COUNTS) or ("train", "val")}
         if not names.get("test"):
             names.pop("test", None)  # its archive is optional

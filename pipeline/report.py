@@ -19,7 +19,7 @@ from pipeline.config import profiles
 from pipeline.page import custom, paper
 from pipeline.runtime import cli
 from pipeline.tables.paper import caveat, published
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
 
@@ -31,7 +31,7 @@ def path(name: str | None = None) -> Path:
 def run(name: str | None = None, root: Path = Path()) -> None:
     """Write the page of the paper, or of a user's own data set `name`, under `root`/results/."""
     text = paper.html(root) if name is None else custom.html(name, root)
-    with whole_file(root / path(name)) as part:
+    with atomic_file(root / path(name)) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--where", action="store_true", help="say which results exist and how to open them")
     options = parser.parse_args(arguments)
     cli.attach()
-    return cli.report(where if options.where else lambda: run(options.data))
+    return cli.run_cli(where if options.where else lambda: run(options.data))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pipeline.config.profiles import PARAMS, PROFILES, read_params
 from pipeline.config.resolve import SETTINGS, resolve
 from pipeline.fetch import checksums, local
 from pipeline.tables.metrics_files import FURTHER
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
 
@@ -33,7 +33,7 @@ def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         for file, source in download["archives"].items():
             url = urlsplit(source["url"])
             here = [folder / name / file for folder in (Path("data/raw"), checksums.STORE)]
-            here += local.places(name, file, download["mirror"])
+            here += local.candidate_paths(name, file, download["mirror"])
             if url.scheme in ("http", "https") and not source["optional"] and not any(map(Path.is_file, here)):
                 yield url.hostname or ""
 
@@ -74,11 +74,11 @@ def run() -> None:
     for file in sorted(FURTHER.glob("*/*.json")):
         if file.stem not in settings["train"]:
             raise UserError(f"{file}: {PARAMS} has no seeds.{file.stem} any more; remove the file, or tables count it")
-    with whole_file(SETTINGS) as part:
+    with atomic_file(SETTINGS) as part:
         part.write_text(json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    from pipeline.runtime.cli import report
+    from pipeline.runtime.cli import run_cli
 
-    sys.exit(report(run))
+    sys.exit(run_cli(run))

@@ -24,13 +24,13 @@ from filelock import FileLock, Timeout
 from pipeline import datasets
 from pipeline.config import resolve
 from pipeline.runtime import progress
-from pipeline.runtime.cli import report
+from pipeline.runtime.cli import run_cli
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tables import server_records
 from pipeline.tables.paper import published
 from pipeline.test_servers import answers
 from pipeline.test_servers.formats import COMPETITIONS, SERVERS, Server
-from refinenet.atomic import sync, whole_file
+from refinenet.atomic import atomic_file, sync
 from refinenet.config import Protocol
 from refinenet.data.split import Sample, Split
 from refinenet.errors import UserError
@@ -132,7 +132,7 @@ def run(server: Server, options: argparse.Namespace) -> None:
             beside.unlink(missing_ok=True)  # at no moment the notes of another archive
             built.replace(path)
             sync(path.parent)
-            with whole_file(beside) as part:
+            with atomic_file(beside) as part:
                 part.write_text(json.dumps(notes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             shutil.rmtree(kept)
     except Timeout:
@@ -154,14 +154,14 @@ def predict(
         for left in kept.iterdir():
             if left.name != "lock":
                 left.unlink()
-        with whole_file(note) as part:
+        with atomic_file(note) as part:
             part.write_text(text, encoding="utf-8")
     todo = [index for index, sample in enumerate(images) if not _finished(server, kept, sample)]
     with progress.bar(f"submit {model.path.stem}", "image", total=len(images), initial=len(images) - len(todo)) as bar:
         for index in todo:
             sample = images[index]
             (label,) = model(sample.image, protocol).values()
-            with whole_file(kept / f"{sample.name}.png") as part:
+            with atomic_file(kept / f"{sample.name}.png") as part:
                 part.write_bytes(server.png(label))
             bar.update()
 
@@ -312,10 +312,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
     options = parser().parse_args(arguments)
     if options.command == "check":
-        return report(lambda: check(options))
+        return run_cli(lambda: check(options))
     if options.command == "record":
-        return report(lambda: record(options))
-    return report(lambda: run(SERVERS[options.command], options))
+        return run_cli(lambda: record(options))
+    return run_cli(lambda: run(SERVERS[options.command], options))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from pathlib import Path
 from pipeline.runtime import cli
 from pipeline.tables import columns as tables
 from pipeline.tables import latex
-from pipeline.tables.compare import Cell, Line, lines
+from pipeline.tables.compare import Cell, ResultRow, rows
 from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, Table, caveat, published, slug, table
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
 START, END = "<!-- tables:start -->", "<!-- tables:end -->"
@@ -41,7 +41,7 @@ def _elsewhere(of: Table, split: str) -> list[str]:
     return [f"the paper scores on the {of.evaluated_on}, this run on {split}"]
 
 
-def as_csv(of: Table, content: Sequence[Line]) -> str:
+def as_csv(of: Table, content: Sequence[ResultRow]) -> str:
     """The table as csv, columns as in pipeline/tables/columns.py."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -66,7 +66,7 @@ def as_csv(of: Table, content: Sequence[Line]) -> str:
     return text.getvalue()
 
 
-def below(of: Table, line: Line) -> list[tuple[str, list[str]]]:
+def below(of: Table, line: ResultRow) -> list[tuple[str, list[str]]]:
     """What stands under a row of ours: a label and a text for each score column."""
     behind = line.behind[0]
     mark = "" if tables.like_for_like(of, behind.split) else f" {tables.MARK}"
@@ -80,14 +80,14 @@ def below(of: Table, line: Line) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def warnings(content: Sequence[Line]) -> list[str]:
+def warnings(content: Sequence[ResultRow]) -> list[str]:
     """What must be read before any number of this run."""
     behind = [one for line in content for one in line.behind]
     found = _caveats(one.profile for one in behind)
     return list(dict.fromkeys(found + [f"`{one.source.experiment}`: {w}" for one in behind for w in one.warnings()]))
 
 
-def remarks(of: Table, content: Sequence[Line]) -> list[str]:
+def remarks(of: Table, content: Sequence[ResultRow]) -> list[str]:
     """What is to be said below a table: of the paper's numbers, then of this run's, experiment by experiment."""
     behind = {one.source.experiment: one for line in content for one in line.behind}
     notes = list(of.notes)
@@ -116,7 +116,7 @@ def lead(of: Table) -> str:
     return f"{of.measure}. Paper: {of.evaluated_on}. Difference in points: this run − paper."
 
 
-def as_markdown(of: Table, content: Sequence[Line]) -> str:
+def as_markdown(of: Table, content: Sequence[ResultRow]) -> str:
     """The table as the paper prints it; under each row of ours this run's numbers and the difference."""
     rows: list[Sequence[str]] = []
     blank = [""] * (len(of.labels) - 1)
@@ -139,7 +139,7 @@ def as_markdown(of: Table, content: Sequence[Line]) -> str:
     return "\n".join(text) + "\n"
 
 
-def as_latex(of: Table, content: Sequence[Line]) -> str:
+def as_latex(of: Table, content: Sequence[ResultRow]) -> str:
     """The same for LaTeX: a float to \\input, as pipeline/tables/latex.py has them."""
     rows: list[latex.Row] = []
     for line in content:
@@ -167,14 +167,14 @@ FORMATS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
 def tabulate(name: str, root: Path = Path()) -> None:
     """Write every form of table `name` under `root`/results; raise UserError before any where a metric is missing."""
     if name in published():
-        content = lines(table(name), root)
+        content = rows(table(name), root)
         forms = {suffix: form(table(name), content) for suffix, form in FORMATS.items()}
     else:
         from pipeline.tables import custom
 
         forms = custom.forms(name, root)
     for suffix, text in forms.items():
-        with whole_file(root / "results" / f"{name}_table.{suffix}") as part:
+        with atomic_file(root / "results" / f"{name}_table.{suffix}") as part:
             part.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -214,7 +214,7 @@ def update_readme(root: Path = Path()) -> None:
     _, end, after = rest.partition(END)
     if not end or START in rest or END in before + after:
         raise UserError(f"README.md: expected one block from {START} to {END}")
-    with whole_file(readme) as part:
+    with atomic_file(readme) as part:
         part.write_text(f"{before}{start}\n{summary(root)}\n{end}{after}", encoding="utf-8", newline="\n")
 
 
@@ -224,4 +224,4 @@ if __name__ == "__main__":
     what.add_argument("name", metavar="TABLE", nargs="?", help=", ".join(published()))
     what.add_argument("--readme", action="store_true", help="rewrite the block of tables in README.md")
     given = parser.parse_args()
-    sys.exit(cli.report(update_readme if given.readme else lambda: tabulate(given.name)))
+    sys.exit(cli.run_cli(update_readme if given.readme else lambda: tabulate(given.name)))

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import resolve
-from pipeline.config.schema import Phase, Source, Train
+from pipeline.config.schema import PhaseSettings, Source, Train
 from pipeline.runtime import progress
 from pipeline.runtime.cli import Terminated, main, terminated
 from pipeline.runtime.device_load import device_load
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import track
-from refinenet.atomic import whole_file
-from refinenet.data.concat import Joined
+from refinenet.atomic import atomic_file
+from refinenet.data.concat import ConcatSplits
 from refinenet.data.split import Split
 from refinenet.errors import UserError
 
@@ -40,20 +40,20 @@ def run(name: str) -> None:
     choice = resolve.load("train", name)
     start = Path("weights") / f"{choice.start}.safetensors"
     if choice.source is not None:
-        bring_in(name, choice, choice.source)
+        import_finished_weights(name, choice, choice.source)
         return
     if choice.target == "weights" and not choice.phases:
-        pass_on(name, start)
+        skip_pretraining(name, start)
         return
     if choice.recipe.processes > 1 and "WORLD_SIZE" not in os.environ:
         from pipeline.runtime.torchrun import together as launch
 
         launch("pipeline.train", name, choice.recipe.processes, choice.device)
         return
-    wanted = choice.phases or (Phase(((choice.data, "train"),), choice.recipe.steps),)
+    wanted = choice.phases or (PhaseSettings(((choice.data, "train"),), choice.recipe.steps),)
     parts = {(data, split): Split(Path("data") / data / f"{split}.arrow") for p in wanted for data, split in p.parts}
     schema = Split(Path("data") / choice.data / "train.arrow").schema
-    Joined([Split(Path("data") / choice.data / "train.arrow"), *parts.values()])  # complains of other classes
+    ConcatSplits([Split(Path("data") / choice.data / "train.arrow"), *parts.values()])  # complains of other classes
 
     import torch
 
@@ -61,14 +61,14 @@ def run(name: str) -> None:
     from refinenet.model.network import RefineNet, save
     from refinenet.training import loop
     from refinenet.training.distributed import processes
-    from refinenet.training.initial import begin
+    from refinenet.training.initial import load_initial_weights
     from refinenet.training.step import step_bytes
 
     device = choose_device(choice.device)
     reproducible(choice.seed, choice.threads)
     model = RefineNet(len(schema.classes), **choice.network)
-    phases = [loop.Phase(Joined([parts[part] for part in p.parts]), p.steps, p.lr) for p in wanted]
-    begin(start, model, phases[0].images, choice.recipe, choice.seed)
+    phases = [loop.Phase(ConcatSplits([parts[part] for part in p.parts]), p.steps, p.lr) for p in wanted]
+    load_initial_weights(start, model, phases[0].images, choice.recipe, choice.seed)
     model.to(device)
     steps = sum(phase.steps for phase in phases)
 
@@ -129,17 +129,17 @@ def run(name: str) -> None:
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def pass_on(name: str, start: Path) -> None:
+def skip_pretraining(name: str, start: Path) -> None:
     """A pretraining that the profile has no phases for trains nothing: who starts from it starts from its start."""
     if not start.is_file():
         raise UserError(f"{start}: no such file; `python -m pipeline.weights {start.stem}` makes it")
     write_curve(name, [])
-    with whole_file(Path("weights") / f"{name}.safetensors") as part:
+    with atomic_file(Path("weights") / f"{name}.safetensors") as part:
         shutil.copyfile(start, part)
     print(f"{name}: no phases in the profile, {start} is passed on")
 
 
-def bring_in(name: str, choice: Train, source: Source) -> None:
+def import_finished_weights(name: str, choice: Train, source: Source) -> None:
     """Convert the finished weights of the experiment `name`. All but the backbone of its network is as in the file."""
     data, wanted = Path("data") / choice.data, choice.network["backbone"]
     classes = Split(data / "train.arrow").schema.classes
@@ -149,7 +149,7 @@ def bring_in(name: str, choice: Train, source: Source) -> None:
     from pipeline.convert import imagenet, recognise
     from refinenet.model.network import save
 
-    with imagenet.brought(source, Path("data/archives/models")) as file:
+    with imagenet.fetched_file(source, Path("data/archives/models")) as file:
         found = recognise.read(file, choice.data)
         if not isinstance(found, recognise.Model) or found.network.config.backbone != wanted:
             raise UserError(f"{file}: {found.what}, expected a RefineNet on {wanted}")
@@ -167,7 +167,7 @@ def bring_in(name: str, choice: Train, source: Source) -> None:
 
 def write_curve(name: str, points: Iterable[Point]) -> None:
     """Write curves/<name>.csv; without a point it has its header only."""
-    with whole_file(Path("curves") / f"{name}.csv") as part, part.open("w", newline="") as file:
+    with atomic_file(Path("curves") / f"{name}.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("step", "loss", "lr"))
         writer.writerows((p.step, f"{p.loss:.6g}", f"{p.lr:.6g}") for p in points)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.cli import report
+from pipeline.runtime.cli import run_cli
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.runtime.progress import bar
 from refinenet.errors import UserError
@@ -68,4 +68,4 @@ def run() -> None:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0]).parse_args()
-    sys.exit(report(run))
+    sys.exit(run_cli(run))

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.config import resolve
-from pipeline.runtime.cli import main, report
-from refinenet.atomic import whole_file
+from pipeline.runtime.cli import main, run_cli
+from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ def run(name: str) -> None:
 
     backbone = build_backbone(config)
     load_tensors(backbone, seeded(choice.backbone, choice.stem, choice.seed), "seeded start")
-    with whole_file(target) as part:
+    with atomic_file(target) as part:
         save_file(backbone.state_dict(), part)
 
 
-def bring_in(arguments: Sequence[str]) -> None:
+def import_finished_weights(arguments: Sequence[str]) -> None:
     """The command `import`: recognise a file of weights, convert it, say in one line what it was and where it went."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.weights import",
@@ -105,5 +105,5 @@ def bring_in(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["import"]:
-        sys.exit(report(lambda: bring_in(sys.argv[2:])))
+        sys.exit(run_cli(lambda: import_finished_weights(sys.argv[2:])))
     main(run, __doc__, "BACKBONE")

@@ -24,7 +24,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def birth(process: int) -> str:
+def process_start_time(process: int) -> str:
     """When the process with this number started, in clock ticks since boot: no later one of that number has the same.
 
     "" where there is none, also where it is a zombie: it has ended, but its parent has not asked how, and one whose
@@ -46,7 +46,7 @@ def birth(process: int) -> str:
 
 def alive(process: int) -> bool:
     """Whether a process with this number runs on this machine, whoever's it is."""
-    return birth(process) != ""
+    return process_start_time(process) != ""
 
 
 def _remove(path: Path) -> None:
@@ -67,7 +67,7 @@ def _part(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; on success it is synced and renamed to `path`, on any error it is removed."""
     part = _part(path)
     try:
@@ -81,7 +81,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: yield an empty one, which takes the name `path` once the block has ended well."""
     part = _part(path)
     _remove(part)

@@ -113,7 +113,7 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
         }
     trainings: dict[str, Training] = {**params.pretrainings, **params.experiments}
     for name, training in trainings.items():
-        settings["train"][name] = {**common, **told_of(name, training, params, profile, where)}
+        settings["train"][name] = {**common, **training_settings(name, training, params, profile, where)}
     for name, experiment in params.experiments.items():
         if name in params.pretrainings:
             raise UserError(f"{PARAMS}: {name} is an experiment and a pretraining, expected two names")
@@ -151,7 +151,7 @@ def _check_seed(name: str, again: Seed, params: Params, profile: Profile) -> Non
             raise UserError(f"{row}.{key} is {getattr(again, key)!r}, expected {getattr(experiment, key)!r}")
 
 
-def told_of(name: str, training: Training, params: Params, profile: Profile, where: str) -> dict[str, Any]:
+def training_settings(name: str, training: Training, params: Params, profile: Profile, where: str) -> dict[str, Any]:
     """What `train` is told of the experiment or pretraining `name`."""
     early = isinstance(training, Pretraining)
     row = f"{PARAMS}: {'pretrainings' if early else 'experiments'}.{name}"

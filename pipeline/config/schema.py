@@ -111,7 +111,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseSettings:
     """One stretch of a training: `steps` steps on `parts` together, each a data set and a split: ("coco", "train").
 
     The rate starts anew, at `lr` (None: the recipe's), and so does the momentum.
@@ -139,7 +139,7 @@ class Train:
 
     data: str
     start: str
-    phases: tuple[Phase, ...]
+    phases: tuple[PhaseSettings, ...]
     target: Literal["models", "weights"]
     network: Mapping[str, Any]
     recipe: Recipe
@@ -316,7 +316,7 @@ def _checker(kind: Hashable) -> Any:
         Pretraining,
         Seed,
         Params,
-        Phase,
+        PhaseSettings,
         Profile,
     ):
         setattr(known, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - no attribute a checker knows

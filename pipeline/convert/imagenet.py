@@ -26,7 +26,7 @@ PACKAGES: Mapping[str, tuple[str, RGB, RGB]] = {
 
 
 @contextmanager
-def brought(source: Source, folder: Path) -> Iterator[Path]:
+def fetched_file(source: Source, folder: Path) -> Iterator[Path]:
     """The file of `source`, verified, in `folder`. Without a checksum it goes afterwards: nothing tells an old one."""
     file = folder / source.url.rpartition("/")[2]
     try:
@@ -43,7 +43,7 @@ def backbone(source: Source | Package, config: Config, folder: Path) -> Backbone
         found: Backbone | Model = package(source.package)
         where = f"package {source.package}"
     elif config.backbone in RESNETS:
-        with brought(source, folder) as file:
+        with fetched_file(source, folder) as file:
             found, where = read(file), str(file)
     else:
         raise UserError(f"weights.{config.backbone}: a source of timm weights is a package: {', '.join(PACKAGES)}")

@@ -43,7 +43,7 @@ from torch import Tensor
 from pipeline import datasets
 from pipeline.convert import matconvnet, matlab_structs
 from pipeline.fetch.checksums import digest
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.config import RESNETS, Stride
 from refinenet.errors import UserError
 from refinenet.model.backbones import ResNet
@@ -94,7 +94,7 @@ class Backbone:
 
         told = {"backbone": self.backbone, "stride": self.stride, "mean": self.mean, "std": self.std}
         tensors = {name: tensor.float().contiguous() for name, tensor in self.tensors.items()}
-        with whole_file(path) as part:
+        with atomic_file(path) as part:
             save_file(tensors, part, {"trained": json.dumps(told, sort_keys=True)})
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
-from pipeline.formats.anonymous_file import Scratch
+from pipeline.formats.anonymous_file import AnonymousFile
 from pipeline.formats.archive import Archive
 from refinenet.data.split import RGB, Array
 from refinenet.errors import UserError
@@ -56,7 +56,7 @@ class Reader(ABC):
         for value in state.values():
             if isinstance(value, Archive):
                 self.resources.enter_context(value)
-            elif isinstance(value, Scratch):
+            elif isinstance(value, AnonymousFile):
                 self.resources.enter_context(value.file)
 
     @abstractmethod

@@ -29,7 +29,7 @@ import numpy as np
 
 from pipeline import datasets
 from pipeline.formats import decode, json_stream, label_images
-from pipeline.formats.anonymous_file import Scratch
+from pipeline.formats.anonymous_file import AnonymousFile
 from pipeline.formats.archive import printable
 from refinenet.data.split import IGNORE_INDEX, Array
 from refinenet.errors import UserError
@@ -62,7 +62,7 @@ class Reader(datasets.Reader):
         self._sizes: list[tuple[int, int]] = []  # height, width
         self._starts = np.zeros(1, np.int64)  # where a row's objects begin in _offsets; one more at the end
         self._offsets = self._lengths = np.zeros(0, np.int64)
-        self._objects: Scratch | None = self._index()
+        self._objects: AnonymousFile | None = self._index()
 
     def names(self, split: str) -> list[str]:
         return list(self._names)
@@ -97,7 +97,7 @@ class Reader(datasets.Reader):
             data = os.pread(self._objects.file.fileno(), int(self._lengths[at]), int(self._offsets[at]))
             yield json.loads(data)
 
-    def _index(self) -> Scratch:
+    def _index(self) -> AnonymousFile:
         """Go through the JSON once: which images there are, which are kept, and the objects of each."""
         where = self._annotations.where(_JSON)
         images: dict[int, tuple[str, int, int]] = {}
@@ -130,7 +130,7 @@ class Reader(datasets.Reader):
                     offset += len(data)
                     yield data
 
-        scratch = Scratch(self._annotations.path)
+        scratch = AnonymousFile(self._annotations.path)
         self.resources.enter_context(scratch.file)
         try:
             scratch.fill(objects())

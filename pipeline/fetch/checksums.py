@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from pipeline.runtime import progress
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Source
@@ -62,7 +62,7 @@ def first_line() -> dict[str, Any]:
     return {} if sys.stderr.isatty() else {"position": 0}
 
 
-class Known:
+class ChecksumCache:
     """Checksums taken before, so that an unchanged store of archives is not read again at every run.
 
     `file` (JSON) keeps them: absolute path -> size, mtime_ns, inode, checksums, origin. They count as long as the first
@@ -100,7 +100,7 @@ class Known:
         with self._lock:
             self._entries[str(path.absolute())] = {**state, **found, "origin": origin}
             if self._file is not None:
-                with whole_file(self._file) as part:
+                with atomic_file(self._file) as part:
                     part.write_text(json.dumps(self._entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -117,12 +117,12 @@ def _read(file: Path | None) -> dict[str, dict[str, Any]]:
     return {k: v for k, v in entries.items() if isinstance(v, dict)} if isinstance(entries, dict) else {}
 
 
-def vouched(source: Source) -> bool:
+def has_checksum(source: Source) -> bool:
     """Whether a checksum of the file is published."""
     return source.md5 is not None or source.sha256 is not None
 
 
-def verify(path: Path, source: Source, known: Known, stop: Event = NEVER) -> dict[str, str]:
+def verify(path: Path, source: Source, known: ChecksumCache, stop: Event = NEVER) -> dict[str, str]:
     """The checksums of `path`, its md5 where none is published. Raises CopyError where size or a checksum differs."""
     size = path.stat().st_size
     if source.size is not None and size != source.size:

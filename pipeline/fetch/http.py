@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from pipeline.fetch import checksums, login
-from pipeline.fetch.checksums import CopyError, Known, StoppedError
+from pipeline.fetch.checksums import ChecksumCache, CopyError, StoppedError
 from pipeline.runtime import progress
 from refinenet.atomic import sync
 from refinenet.errors import UserError
@@ -37,7 +37,7 @@ class Transfer:
     url: str
     source: Source
     target: Path
-    room: Room
+    room: DiskBudget
     stop: Event
 
     @property
@@ -74,7 +74,7 @@ class Transfer:
                 reason = _plain(error)
             else:
                 try:
-                    found = checksums.verify(self.partial, self.source, Known(), self.stop)
+                    found = checksums.verify(self.partial, self.source, ChecksumCache(), self.stop)
                 except CopyError as wrong:
                     forget(self.target)
                     reason, damaged = str(wrong), damaged + 1
@@ -97,7 +97,7 @@ class Transfer:
         """Append to the partial file what is still missing. True: it holds bytes of an earlier attempt."""
         import requests
 
-        size, checked = self.source.size, checksums.vouched(self.source)
+        size, checked = self.source.size, checksums.has_checksum(self.source)
         have = size_of(self.partial)
         old_url, tag, old_total = self._begun()
         if size is not None and have > size:
@@ -236,7 +236,7 @@ def _plain(error: Exception) -> str:
     return text if len(text) < 120 and "object at 0x" not in text else type(error).__name__
 
 
-class Room:
+class DiskBudget:
     """What the downloads to one disk still need, against what is free on it. Threads share one."""
 
     def __init__(self, folder: Path) -> None:

@@ -9,7 +9,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from pipeline.fetch.checksums import NEVER, STORE, CopyError, Known, say, verify, vouched
+from pipeline.fetch.checksums import NEVER, STORE, ChecksumCache, CopyError, has_checksum, say, verify
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Source
@@ -31,7 +31,7 @@ def in_store(name: str, file: str) -> list[Path]:
     return [other / file for other in others if other.is_dir() and other.name != name]
 
 
-def places(name: str, file: str, mirror: Sequence[str] = ()) -> Iterator[Path]:
+def candidate_paths(name: str, file: str, mirror: Sequence[str] = ()) -> Iterator[Path]:
     """Where a copy of an archive of the data set `name` may lie, other than in its own folder of the store.
 
     A mirror whose name has an environment variable that is not set is left out.
@@ -44,8 +44,10 @@ def places(name: str, file: str, mirror: Sequence[str] = ()) -> Iterator[Path]:
     yield INCOMING / name / file
 
 
-def take(name: str, source: Source, target: Path, places: Iterable[Path], known: Known, stop: Event = NEVER) -> bool:
-    """Give the first right copy among `places` the name `target`; False: there is none.
+def link_local_copy(
+    name: str, source: Source, target: Path, places: Iterable[Path], known: ChecksumCache, stop: Event = NEVER
+) -> bool:
+    """Give the first right copy among `candidate_paths` the name `target`; False: there is none.
 
     A wrong copy is passed over with a line that names it. What nothing vouches for is taken from a mirror or by hand,
     and from another data set only where it came from the same address: its name alone says little.
@@ -54,7 +56,7 @@ def take(name: str, source: Source, target: Path, places: Iterable[Path], known:
         if copy in known.wrong or not copy.is_file():
             continue
         origin = known.recorded(copy).get("origin")
-        if copy.parent.parent == STORE and not vouched(source) and origin not in (source.url, *source.mirrors):
+        if copy.parent.parent == STORE and not has_checksum(source) and origin not in (source.url, *source.mirrors):
             continue
         try:
             found = verify(copy, source, known, stop)
@@ -64,7 +66,7 @@ def take(name: str, source: Source, target: Path, places: Iterable[Path], known:
             continue
         link(copy, target)
         known.note(target, found, origin or str(copy))
-        note = "" if vouched(source) else " (no published checksum to check it with)"
+        note = "" if has_checksum(source) else " (no published checksum to check it with)"
         say(f"{name}: {target.name} is {copy}{note}")
         return True
     return False

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.formats import decode
 from pipeline.runtime import progress
-from refinenet.atomic import whole_file, whole_folder
+from refinenet.atomic import atomic_file, atomic_folder
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def pack(name: str, about: Folder, raw: Path) -> None:
     if size > (free := shutil.disk_usage(raw.parent).free):
         raise UserError(f"{raw.parent}: {free} bytes free, {size} needed for {name}")
     with (
-        whole_folder(raw) as part,
+        atomic_folder(raw) as part,
         progress.bar(f"pack {name}", "B", total=size, unit_scale=True, unit_divisor=1024) as bar,
         zipfile.ZipFile(_archive(name, part), "w") as target,
     ):
@@ -243,5 +243,5 @@ def _crc(path: Path) -> int:
 
 
 def _remember(seen: Mapping[str, list[int]], raw: Path) -> None:
-    with whole_file(_times(raw)) as part:
+    with atomic_file(_times(raw)) as part:
         part.write_text(json.dumps(seen))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.config.schema import Source
 from pipeline.fetch import checksums, local
-from pipeline.fetch.checksums import NEVER, CopyError, Known
-from pipeline.fetch.http import Room, Transfer, forget
+from pipeline.fetch.checksums import NEVER, ChecksumCache, CopyError
+from pipeline.fetch.http import DiskBudget, Transfer, forget
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def fetch(
     source: Source,
     target: Path,
-    known: Known | None = None,
-    room: Room | None = None,
+    known: ChecksumCache | None = None,
+    room: DiskBudget | None = None,
     stop: Event = NEVER,
 ) -> None:
     """Bring the file of `source` to `target`, which appears only when size and checksum are right.
@@ -38,11 +38,11 @@ def fetch(
     A `target` that exists already is checked and kept. Raises UserError in one line with each address's reason, and
     StoppedError when `stop` is set. `known` remembers checksums, `room` the other downloads to the same disk.
     """
-    known = known if known is not None else Known()
-    if kept(source, target, known, stop):
+    known = known if known is not None else ChecksumCache()
+    if already_there(source, target, known, stop):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    room = room if room is not None else Room(target.parent)
+    room = room if room is not None else DiskBudget(target.parent)
     reasons = []
     try:
         for url in (source.url, *source.mirrors):
@@ -59,7 +59,7 @@ def fetch(
     raise UserError(f"{target.name}: {'; '.join(reasons)}")
 
 
-def kept(source: Source, target: Path, known: Known, stop: Event = NEVER) -> bool:
+def already_there(source: Source, target: Path, known: ChecksumCache, stop: Event = NEVER) -> bool:
     """Whether `target` is there and right. What is wrong under this name is removed, with a line that says so."""
     if not target.is_file():
         target.unlink(missing_ok=True)  # a link to what is gone
@@ -68,7 +68,7 @@ def kept(source: Source, target: Path, known: Known, stop: Event = NEVER) -> boo
     origin = before.get("origin") or source.url
     try:
         found = checksums.verify(target, source, known, stop)
-        if not checksums.vouched(source):
+        if not checksums.has_checksum(source):
             if before.get("md5", found["md5"]) != found["md5"]:
                 raise CopyError(f"md5 {found['md5']} found, {before['md5']} when it came")
             if "://" in origin and origin not in (source.url, *source.mirrors):
@@ -81,7 +81,7 @@ def kept(source: Source, target: Path, known: Known, stop: Event = NEVER) -> boo
     return True
 
 
-def _from(url: str, source: Source, target: Path, known: Known, room: Room, stop: Event) -> None:
+def _from(url: str, source: Source, target: Path, known: ChecksumCache, room: DiskBudget, stop: Event) -> None:
     path = local.folder(url)
     if path is None:
         raise CopyError("an environment variable is not set")
@@ -104,7 +104,7 @@ AT_ONCE = 4  # files
 _T = TypeVar("_T")
 
 
-def at_once(jobs: Mapping[str, Callable[[], _T]], stop: Event) -> tuple[dict[str, _T], dict[str, UserError]]:
+def run_parallel(jobs: Mapping[str, Callable[[], _T]], stop: Event) -> tuple[dict[str, _T], dict[str, UserError]]:
     """Do the jobs, AT_ONCE at a time: what they return, and the UserErrors of those that failed.
 
     One that fails does not stop the others, other errors than a UserError are raised once all have ended. Ctrl-C sets

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 
-class Scratch:
+class AnonymousFile:
     """A file without a name: whatever ends the process, SIGKILL too, nothing of it stays on the disk.
 
     `beside`: a file; its folder's parent is where the bytes go if that can be written. Pickled it is the way to the
@@ -38,7 +38,7 @@ def _identity(file: IO[bytes]) -> tuple[int, int, int]:
     return found.st_dev, found.st_ino, found.st_size
 
 
-def _reopen(path: str, identity: tuple[int, int, int]) -> Scratch | None:
+def _reopen(path: str, identity: tuple[int, int, int]) -> AnonymousFile | None:
     try:
         file = open(path, "rb")  # noqa: PTH123, SIM115 - kept open
     except OSError:
@@ -46,6 +46,6 @@ def _reopen(path: str, identity: tuple[int, int, int]) -> Scratch | None:
     if _identity(file) != identity:  # the number now belongs to another process or file
         file.close()
         return None
-    scratch = Scratch.__new__(Scratch)
+    scratch = AnonymousFile.__new__(AnonymousFile)
     scratch.file = file
     return scratch

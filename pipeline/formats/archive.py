@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, cast
 
-from pipeline.formats.anonymous_file import Scratch
+from pipeline.formats.anonymous_file import AnonymousFile
 from refinenet.errors import UserError
 
 CHUNK = 1 << 20
@@ -118,7 +118,7 @@ class Archive:
         self._members: dict[str, _Member] = {}
         self._others: dict[str, str] = {}  # name -> what it is instead of a file
         self._twice: set[str] = set()
-        self._scratches: dict[str, Scratch] = {}  # member of a .zip, "" for the whole of a .tgz
+        self._scratches: dict[str, AnonymousFile] = {}  # member of a .zip, "" for the whole of a .tgz
         self._resources = ExitStack()
         try:
             self._open()
@@ -307,7 +307,7 @@ class Archive:
         if size > limit:
             raise UserError(f"{where}: unpacks to more than {limit} bytes")
 
-    def _scratch(self) -> Scratch:
-        scratch = Scratch(self.path)
+    def _scratch(self) -> AnonymousFile:
+        scratch = AnonymousFile(self.path)
         self._resources.enter_context(scratch.file)
         return scratch

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.formats.deflate import gzip_file, zlib_stream
 from pipeline.formats.label_images import colour_map
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 
 Member = tuple[str, bytes]  # path inside an archive, content
 
@@ -194,7 +194,7 @@ def write_tar(path: Path, members: Iterable[Member]) -> None:
 
 def write_zip(path: Path, members: Iterable[Member]) -> None:
     """Write a zip of stored members at `path`; it appears whole or not at all."""
-    with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members:
             entry = zipfile.ZipInfo(name, _ZIP_TIME)
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
@@ -203,5 +203,5 @@ def write_zip(path: Path, members: Iterable[Member]) -> None:
 
 def write(path: Path, content: bytes) -> None:
     """Write `content` at `path`; the file appears whole or not at all."""
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         part.write_bytes(content)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.page import dataset_section, page, provenance, result_section
-from pipeline.page.provenance import Archives, Link
+from pipeline.page.provenance import Archives, Provenance
 from pipeline.page.result_section import Level
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tables import custom
@@ -33,9 +33,9 @@ def archives(name: str, own: bool, chosen: Mapping[str, Any], root: Path) -> Arc
     return replace(told, files=[packed | {"md5": md5(content, usedforsecurity=False).hexdigest()}])
 
 
-def link(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Link:
+def link(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Provenance:
     """The chain of an experiment, with all its protocols: a profile may have others than the paper's."""
-    made, run = provenance.link(runs, chosen, md5s, root), runs.first
+    made, run = provenance.provenance_of(runs, chosen, md5s, root), runs.first
     return replace(made, protocols=[(PROTOCOLS.get(one, one), run.protocols[one]) for one in custom.in_order(run)])
 
 
@@ -55,7 +55,7 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
     behind = {one: [first] if (first := provenance.pretraining(one, chosen)) else [] for one in runs}
     trainings = list(dict.fromkeys(one for name in runs for one in (*behind[name], name)))
     made = {one: result_section.curve(one, root) for one in trainings}
-    holding = dataset_section.look(root, name)
+    holding = dataset_section.open_dataset(root, name)
     schema = holding.splits["train"].schema
     values = {
         "name": name,
@@ -93,4 +93,4 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
         told = page.data_set(name, table.title, holding, level)
         return {"data": told | {"scored": None, "shown": None}, "chapters": chapters}
 
-    return page.fitting("custom_report.html.j2", values, shown, limit)
+    return page.render_within_limit("custom_report.html.j2", values, shown, limit)

@@ -53,14 +53,14 @@ def numbers(split: Split) -> Numbers:
 
 
 @dataclass(frozen=True)
-class Holding:
+class DatasetContents:
     """A prepared data set: its splits by name, opened, and their numbers."""
 
     splits: dict[str, Split]
     numbers: dict[str, Numbers]
 
 
-def look(root: Path, name: str) -> Holding:
+def open_dataset(root: Path, name: str) -> DatasetContents:
     """Open data/<name> under `root`; UserError where it is missing or a split is empty."""
     folder = Path("data", name)
     files = {part: root / folder / f"{part}.arrow" for part in PARTS}
@@ -70,7 +70,7 @@ def look(root: Path, name: str) -> Holding:
     for part, split in splits.items():
         if not len(split):
             raise UserError(f"{folder / part}.arrow: no images; `prepare {name}` makes some")
-    return Holding(splits, {part: numbers(split) for part, split in splits.items()})
+    return DatasetContents(splits, {part: numbers(split) for part, split in splits.items()})
 
 
 def contents(label: Array, classes: Sequence[str]) -> str:
@@ -80,7 +80,7 @@ def contents(label: Array, classes: Sequence[str]) -> str:
     return ", ".join(largest) or "nothing labelled"
 
 
-def evenly(count: int, wanted: int) -> list[int]:
+def evenly_spaced(count: int, wanted: int) -> list[int]:
     """`wanted` of the numbers below `count`, as far apart as they can be; all where there are fewer."""
     wanted = min(count, wanted)
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
@@ -89,7 +89,7 @@ def evenly(count: int, wanted: int) -> list[int]:
 def sheet(split: Split, wanted: int, width: int, quality: int) -> list[tuple[inline_images.Picture, ...]]:
     """A contact sheet: images from all over the split, each with its label in colours where it has one."""
     schema, found = split.schema, []
-    for sample in (split[index] for index in evenly(len(split), wanted)):
+    for sample in (split[index] for index in evenly_spaced(len(split), wanted)):
         tile = [inline_images.photo(sample.image, f"Image {sample.name}", width, quality)]
         if sample.label is not None:
             alt = f"Label of {sample.name}: {contents(sample.label, schema.classes)}"
@@ -119,7 +119,7 @@ def percent(share: float) -> str:
     return "< 0.01 %" if 0 < share < 0.00005 else f"{100 * share:.2f} %"
 
 
-def told(holding: Holding) -> dict[str, Any]:
+def facts(holding: DatasetContents) -> dict[str, Any]:
     """A data set's numbers as the page has them: facts by split, and a row for each class."""
     schema = holding.splits["train"].schema
     labelled = {part: of for part, of in holding.numbers.items() if of.labelled}

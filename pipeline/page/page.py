@@ -26,7 +26,9 @@ LEVELS = (
 )
 
 
-def fitting(template: str, values: Mapping[str, Any], shown: Callable[[Level], Mapping[str, Any]], limit: int) -> str:
+def render_within_limit(
+    template: str, values: Mapping[str, Any], shown: Callable[[Level], Mapping[str, Any]], limit: int
+) -> str:
     """The page of `template` at the first level at which it has at most `limit` bytes, or else at the last.
 
     `values`: what it says, the same at every level; `shown`: what it shows at a level.
@@ -48,7 +50,7 @@ def fitting(template: str, values: Mapping[str, Any], shown: Callable[[Level], M
     return html
 
 
-def data_set(name: str, title: str, holding: dataset_section.Holding, level: Level) -> dict[str, Any]:
+def data_set(name: str, title: str, holding: dataset_section.DatasetContents, level: Level) -> dict[str, Any]:
     """What a data set holds: a sheet of each split, and its numbers."""
     return {
         "name": name,
@@ -59,7 +61,7 @@ def data_set(name: str, title: str, holding: dataset_section.Holding, level: Lev
             )
             for part, split in holding.splits.items()
         },
-        **dataset_section.told(holding),
+        **dataset_section.facts(holding),
     }
 
 

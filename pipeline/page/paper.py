@@ -12,8 +12,8 @@ from pipeline.page import charts, dataset_section, page, provenance, result_sect
 from pipeline.page.result_section import Curve, Level
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tables import columns, metrics_files
-from pipeline.tables.metrics_files import Scores
-from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, Source, Table, caveat, published, slug
+from pipeline.tables.metrics_files import MetricsFile
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, RowSource, Table, caveat, published, slug
 from refinenet.errors import UserError
 
 
@@ -69,10 +69,10 @@ def notes(of: Table, records: list[dict[str, str]]) -> list[str]:
 
 def chapter(
     of: Table,
-    runs: Mapping[str, Scores],
+    runs: Mapping[str, MetricsFile],
     made: Mapping[str, Curve],
     chosen: Mapping[str, Any],
-    holding: dataset_section.Holding,
+    holding: dataset_section.DatasetContents,
     level: Level,
     root: Path,
 ) -> dict[str, Any]:
@@ -90,12 +90,14 @@ def chapter(
     }
 
 
-def shown(of: Table) -> Source:
+def shown(of: Table) -> RowSource:
     """The experiment of a data set's own table that its pictures are of: that of its last row of ours."""
     return next(row.sources[0] for row in reversed(of.rows) if row.sources)
 
 
-def data(name: str, runs: Mapping[str, Scores], holding: dataset_section.Holding, level: Level) -> dict[str, Any]:
+def data(
+    name: str, runs: Mapping[str, MetricsFile], holding: dataset_section.DatasetContents, level: Level
+) -> dict[str, Any]:
     """What the data set `name` holds, and for each class how well it is found where a table is about this data set."""
     of = published().get(name)
     scored = None
@@ -136,7 +138,7 @@ def context(root: Path) -> dict[str, Any]:
         "numbers": found,
         "counts": summary.counts(found),
         "beside": charts.beside(beside, f"{len(found)} mean IoU of the paper beside this run's, as in the tables"),
-        "experiments": [provenance.link(seeds[name], chosen, md5s, root) for name in runs],
+        "experiments": [provenance.provenance_of(seeds[name], chosen, md5s, root) for name in runs],
         "archives": [provenance.archives(name, chosen) for name in datasets.NAMES],
         "costs": [provenance.cost(name, curve, chosen, runs.get(name), root) for name, curve in made.items()],
         "runs": runs,
@@ -150,7 +152,7 @@ def html(root: Path = Path(), limit: int = page.LIMIT) -> str:
     values = context(root)
     runs = values["runs"]
     own = [of for of in published().values() if of.name in datasets.NAMES]
-    holdings = {name: dataset_section.look(root, name) for name in datasets.NAMES}
+    holdings = {name: dataset_section.open_dataset(root, name) for name in datasets.NAMES}
 
     def shown_at(level: Level) -> dict[str, Any]:
         return {
@@ -160,4 +162,4 @@ def html(root: Path = Path(), limit: int = page.LIMIT) -> str:
             ],
         }
 
-    return page.fitting("report.html.j2", values, shown_at, limit)
+    return page.render_within_limit("report.html.j2", values, shown_at, limit)

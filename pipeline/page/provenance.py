@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.page import result_section
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.tables.metrics_files import Scores, Seeds
+from pipeline.tables.metrics_files import MetricsFile, Seeds
 from pipeline.tables.paper import PROTOCOLS, published
 from refinenet.errors import UserError
 
@@ -22,14 +22,14 @@ SETTINGS = Path("settings.json")
 
 
 @dataclass(frozen=True)
-class Link:
+class Provenance:
     """What the numbers of an experiment were made from.
 
     `files`: (what, path, md5 as dvc.lock has it). `further`: of the other seeds (seed, metrics file, md5 of weights).
     `data`: the data sets whose archives went into it.
     """
 
-    run: Scores
+    run: MetricsFile
     rows: list[tuple[str, int, str]]
     protocols: list[tuple[str, Any]]
     files: list[tuple[str, str, str]]
@@ -109,7 +109,7 @@ def sources(name: str, chosen: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*found, *(sources(before, chosen) if before else [])]))
 
 
-def link(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Link:
+def provenance_of(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Provenance:
     """The chain of an experiment. `md5s`: of the prepared data sets.
 
     UserError where its metrics are not of the weights that lie in models/.
@@ -132,7 +132,7 @@ def link(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: 
         ("Weights", model.as_posix(), weights),
         *(("Data", f"data/{name}", md5s[name]) for name in data),
     ]
-    return Link(
+    return Provenance(
         run=run,
         rows=rows,
         protocols=[(PROTOCOLS[name], run.protocols[name]) for name in PROTOCOLS if name in run.protocols],
@@ -142,7 +142,9 @@ def link(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: 
     )
 
 
-def cost(name: str, curve: result_section.Curve, chosen: Mapping[str, Any], run: Scores | None, root: Path) -> Cost:
+def cost(
+    name: str, curve: result_section.Curve, chosen: Mapping[str, Any], run: MetricsFile | None, root: Path
+) -> Cost:
     """What a training took, by its log and its settings. `run`: of an experiment, None of a pretraining."""
     told = training(name, chosen)
     recipe, steps = told["recipe"], round(curve.steps[-1]) if curve.steps else 0
@@ -161,7 +163,7 @@ def cost(name: str, curve: result_section.Curve, chosen: Mapping[str, Any], run:
     )
 
 
-def passes(run: Scores) -> int:
+def passes(run: MetricsFile) -> int:
     """Forward passes of an evaluation: each image at each scale that a protocol wants, once."""
     return run.images * len({scale for protocol in run.protocols.values() for scale in protocol.scales})
 

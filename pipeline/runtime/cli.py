@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from refinenet.atomic import birth
+from refinenet.atomic import process_start_time
 from refinenet.errors import UserError
 
 # What a path may answer that the user can put right: rights, a file where a folder belongs or the reverse, a full disk.
@@ -29,7 +29,7 @@ _OF_THE_DISK = (
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command again goes on. No shell or signal gives this number (143
 # is also what an unprepared process dies with), so that a scheduler can tell it (SLURM: RequeueExit=75).
-AGAIN = 75
+EXIT_TRY_AGAIN = 75
 
 
 class Terminated(BaseException):
@@ -78,7 +78,7 @@ def _listen(graceful: bool) -> None:
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def report(run: Callable[[], None]) -> int:
+def run_cli(run: Callable[[], None]) -> int:
     """Run `run`; what a user can put right ends in one line on stderr and exit code 1.
 
     Ctrl-C ends in 130, Terminated in AGAIN.
@@ -93,7 +93,7 @@ def report(run: Callable[[], None]) -> int:
         return 130
     except Terminated as stopped:
         print(f"terminated: {stopped}", file=sys.stderr)
-        return AGAIN
+        return EXIT_TRY_AGAIN
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -131,8 +131,8 @@ def _end_with(engine: int) -> None:
     A killed `dvc repro` or `snakemake` would leave its stage running, and the next one would start a second on the
     same files.
     """
-    born = birth(engine)
-    while born and birth(engine) == born:
+    born = process_start_time(engine)
+    while born and process_start_time(engine) == born:
         time.sleep(0.5)
     os._exit(143)
 
@@ -150,4 +150,4 @@ def main(run: Callable[[str], None], description: str | None, metavar: str, grac
     parser.add_argument("name", metavar=metavar)
     name = parser.parse_args().name
     attach(graceful)
-    sys.exit(report(lambda: run(name)))
+    sys.exit(run_cli(lambda: run(name)))

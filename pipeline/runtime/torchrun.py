@@ -8,7 +8,7 @@ import signal
 import sys
 import uuid
 
-from pipeline.runtime.cli import AGAIN, Terminated
+from pipeline.runtime.cli import EXIT_TRY_AGAIN, Terminated
 
 
 def together(module: str, name: str, processes: int, device: str) -> None:
@@ -44,6 +44,6 @@ def together(module: str, name: str, processes: int, device: str) -> None:
         raise Terminated(f"{processes} processes; the same command goes on from checkpoints/{name}/") from None
     except ChildFailedError as failed:
         codes = {failure.exitcode for failure in failed.failures.values()}
-        if AGAIN in codes:
+        if EXIT_TRY_AGAIN in codes:
             raise Terminated(f"{processes} processes; the same command goes on from checkpoints/{name}/") from None
         sys.exit(max(codes) if max(codes) > 0 else 1)

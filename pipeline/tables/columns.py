@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, Source, Table, slug
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, RowSource, Table, slug
 from refinenet.errors import UserError
 
 PARTS = ("paper", "run", "difference", "low", "high", "spread")
@@ -82,7 +82,7 @@ def interval(low: str, high: str) -> str:
     return f"{low}–{high}" if low else NOT_PRINTED
 
 
-def how(of: Table, source: Source, split: str) -> str:
+def how(of: Table, source: RowSource, split: str) -> str:
     """How a number of this run was taken: "multi-scale", and the split where it is not the paper's images.
 
     Where it is those of a test server, that.

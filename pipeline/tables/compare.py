@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.tables import columns, metrics_files, server_records
 from pipeline.tables.metrics_files import Seeds
-from pipeline.tables.paper import NOT_PRINTED, Row, Source, Table
+from pipeline.tables.paper import NOT_PRINTED, Row, RowSource, Table
 from pipeline.tables.server_records import ServerScores
 
 
@@ -24,10 +24,10 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Behind:
+class Result:
     """Whose a number is: an experiment's, from one seed or several on val, or one archive's on a test server."""
 
-    source: Source
+    source: RowSource
     val: Seeds
     server: ServerScores | None
 
@@ -62,7 +62,7 @@ class Behind:
         """What else is to be said of it."""
         if not self.server:
             return self.val.first.absent()
-        val = Behind(self.source, self.val, None)
+        val = Result(self.source, self.val, None)
         cell, first = val.cell("mean_iou", NOT_PRINTED), self.val.first
         told = f"{cell.run} on {first.split}" + (f" ({columns.interval(cell.low, cell.high)})" if cell.low else "")
         if len(val.seeds) > 1:
@@ -81,12 +81,12 @@ class Behind:
 
 
 @dataclass(frozen=True)
-class Line:
+class ResultRow:
     """A printed row beside this run: for each score column the number and whose it is; () in a competitor's row."""
 
     row: Row
     cells: tuple[Cell, ...]
-    behind: tuple[Behind, ...]
+    behind: tuple[Result, ...]
 
 
 def difference(run: str, paper: str) -> str:
@@ -98,15 +98,15 @@ def _one_decimal(value: Decimal | None) -> str:
     return "" if value is None else str(value.quantize(Decimal("0.1"), ROUND_HALF_UP))
 
 
-def lines(of: Table, root: Path) -> list[Line]:
+def rows(of: Table, root: Path) -> list[ResultRow]:
     """All rows of a table with what this run has for them."""
     metrics = {experiment: metrics_files.seeds(experiment, root) for experiment in of.experiments()}
     served = {name: server_records.load(name, root) for name in metrics} if of.name in server_records.SERVED else {}
     result = []
     for row in of.rows:
-        behind = tuple(Behind(one, metrics[one.experiment], served.get(one.experiment)) for one in row.sources)
+        behind = tuple(Result(one, metrics[one.experiment], served.get(one.experiment)) for one in row.sources)
         cells = tuple(
             one.cell(score.metric, paper) for one, score, paper in zip(behind, of.scores, row.values, strict=False)
         )
-        result.append(Line(row, cells, behind))
+        result.append(ResultRow(row, cells, behind))
     return result

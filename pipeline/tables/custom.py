@@ -18,7 +18,7 @@ from pipeline.config import resolve
 from pipeline.config.profiles import PARAMS
 from pipeline.tables import columns as tables
 from pipeline.tables import latex, metrics_files
-from pipeline.tables.metrics_files import Scores, Seeds
+from pipeline.tables.metrics_files import MetricsFile, Seeds
 from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, published
 from refinenet.errors import UserError
 
@@ -50,18 +50,18 @@ def _runs(name: str, root: Path) -> tuple[str, list[str], list[Seeds]]:
     return own[name]["title"] or name, classes, runs
 
 
-def in_order(run: Scores) -> list[str]:
+def in_order(run: MetricsFile) -> list[str]:
     """The paper's protocols, then others; the file has them by the alphabet."""
     return sorted(run.protocols, key=lambda protocol: ([*PROTOCOLS, protocol].index(protocol), protocol))
 
 
-def _notes(run: Scores) -> list[str]:
+def _notes(run: MetricsFile) -> list[str]:
     thin = [] if run.network.width >= WIDTH else [f"width {run.network.width}, the paper's is {WIDTH}"]
     return run.absent() + thin
 
 
 @dataclass(frozen=True)
-class Line:
+class CustomRow:
     """An experiment under a protocol; all texts as the csv has them."""
 
     runs: Seeds
@@ -93,10 +93,10 @@ class Line:
         return [*words, *(text or NOT_PRINTED for text in self.measures), tables.interval(*self.interval), seeds]
 
 
-def _line(runs: Seeds, protocol: str, classes: list[str]) -> Line:
+def _line(runs: Seeds, protocol: str, classes: list[str]) -> CustomRow:
     """The numbers of a row."""
     low, high = runs.interval(protocol, "mean_iou") or (None, None)
-    return Line(
+    return CustomRow(
         runs,
         protocol,
         [tables.percent(runs.mean(protocol, measure)) for measure in MEASURES],
@@ -107,20 +107,20 @@ def _line(runs: Seeds, protocol: str, classes: list[str]) -> Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class CustomTable:
     """The table of a data set: its title, its classes, the scores of its experiments and their rows."""
 
     title: str
     classes: list[str]
     runs: list[Seeds]
-    rows: list[Line]
+    rows: list[CustomRow]
 
 
-def table(name: str, root: Path = Path()) -> Table:
+def table(name: str, root: Path = Path()) -> CustomTable:
     """The table of the data set `name`; UserError where a metric is missing."""
     title, classes, found = _runs(name, root)
     rows = [_line(runs, protocol, classes) for runs in found for protocol in in_order(runs.first)]
-    return Table(title, classes, found, rows)
+    return CustomTable(title, classes, found, rows)
 
 
 def notes(name: str, runs: Seeds) -> str:

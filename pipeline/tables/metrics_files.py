@@ -18,7 +18,7 @@ FURTHER = Path("metrics", "seeds")
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ProtocolScores:
     """One way of testing. Scores are fractions, 0 to 1; the IoU of a class that no truth has is None.
 
     `interval`: in which the mean IoU lies with 95 %, over images drawn anew; None in files that have none.
@@ -33,7 +33,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkInfo:
     """What sets networks apart, as `refinenet.config.Config` calls it; `cascade`: its name, or "own"."""
 
     backbone: str
@@ -43,7 +43,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Scores:
+class MetricsFile:
     """How one trained model scored: on which images, under which protocols.
 
     `most_frequent`: (class, mean IoU) of always answering the most frequent class, the floor of any score. `weights`:
@@ -56,9 +56,9 @@ class Scores:
     profile: str
     images: int
     seed: int
-    network: Network
+    network: NetworkInfo
     most_frequent: tuple[str, float]
-    protocols: Mapping[str, Protocol]
+    protocols: Mapping[str, ProtocolScores]
     file: Path
     weights: str = ""
 
@@ -68,7 +68,7 @@ class Scores:
         present = sum(value is not None for value in iou.values())
         return [] if present == len(iou) else [f"{present} of {len(iou)} classes occur"]
 
-    def protocol(self, name: str) -> Protocol:
+    def protocol(self, name: str) -> ProtocolScores:
         """The scores under a protocol; UserError where it was not tested."""
         if name not in self.protocols:
             raise UserError(f"{self.file}: no protocol {name!r}, only {', '.join(self.protocols)}")
@@ -89,10 +89,10 @@ class Scores:
 class Seeds:
     """An experiment from one seed or several, its own run first; what differs between them is chance."""
 
-    runs: tuple[Scores, ...]
+    runs: tuple[MetricsFile, ...]
 
     @property
-    def first(self) -> Scores:
+    def first(self) -> MetricsFile:
         return self.runs[0]
 
     def values(self, protocol: str, metric: str) -> list[float]:
@@ -155,7 +155,7 @@ def _fraction(value: Any) -> float:
     return float(value)
 
 
-def load(experiment: str, root: Path = Path(), dataset: str | None = None) -> Scores:
+def load(experiment: str, root: Path = Path(), dataset: str | None = None) -> MetricsFile:
     """The scores in `root`/metrics/<dataset>/<experiment>.json. UserError where that is not what evaluate writes.
 
     Without `dataset` it is what the experiment's name begins with, as in all of the paper's tables: voc-res101.
@@ -171,20 +171,20 @@ def _interval(protocol: Mapping[str, Any]) -> tuple[float, float] | None:
     return low, high
 
 
-def _read(file: Path, experiment: str, dataset: str, root: Path) -> Scores:
+def _read(file: Path, experiment: str, dataset: str, root: Path) -> MetricsFile:
     """The metrics in `root`/`file`."""
     try:
         read = json.loads((root / file).read_text(encoding="utf-8"))
         if (read["experiment"], read["dataset"]) != (experiment, dataset):
             raise ValueError(f"it is of experiment {read['experiment']!r} on {read['dataset']}")
-        return Scores(
+        return MetricsFile(
             experiment=experiment,
             dataset=dataset,
             split=str(read["split"]),
             profile=str(read["profile"]),
             images=int(read["images"]),
             seed=int(read["seed"]),
-            network=Network(
+            network=NetworkInfo(
                 backbone=str(read["network"]["backbone"]),
                 cascade=str(read["network"]["cascade"]),
                 pools=int(read["network"]["pools"]),
@@ -192,7 +192,7 @@ def _read(file: Path, experiment: str, dataset: str, root: Path) -> Scores:
             ),
             most_frequent=(str(read["most_frequent"]["class"]), _fraction(read["most_frequent"]["mean_iou"])),
             protocols={
-                name: Protocol(
+                name: ProtocolScores(
                     scales=tuple(float(scale) for scale in protocol["scales"]),
                     pixel_accuracy=_fraction(protocol["pixel_accuracy"]),
                     mean_accuracy=_fraction(protocol["mean_accuracy"]),

@@ -18,7 +18,7 @@ PROTOCOLS = {"single": "single-scale", "multi": "multi-scale"}
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """What reproduces a number: an experiment, one of the protocols of its metrics, "single" or "multi"."""
 
     experiment: str
@@ -39,7 +39,7 @@ class Row:
 
     labels: tuple[str, ...]
     values: tuple[str, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[RowSource, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _row(table: str, cells: list[Any], labels: int, scores: int) -> Row:
         raise wrong
     if not all(number == NOT_PRINTED or isinstance(number, float) for number in numbers):
         raise wrong
-    sources = tuple(Source(*str(source).split()) for source in ours if len(str(source).split()) == 2)
+    sources = tuple(RowSource(*str(source).split()) for source in ours if len(str(source).split()) == 2)
     if len(sources) != len(ours) or any(source.protocol not in PROTOCOLS for source in sources):
         raise wrong
     values = tuple(number if isinstance(number, str) else f"{number:.1f}" for number in numbers)

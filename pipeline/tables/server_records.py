@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tables.paper import published
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
 FOLDER = Path("metrics", "servers")
@@ -132,7 +132,7 @@ def write(notes: Mapping[str, Any], answer: Answer, link: str, root: Path = Path
         },
     }
     file = path(str(notes["experiment"]))
-    with whole_file(root / file) as part:
+    with atomic_file(root / file) as part:
         part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.runtime.cli import report
+from pipeline.runtime.cli import run_cli
 from pipeline.tracking.database import main
 
 if __name__ == "__main__":
-    sys.exit(report(main))
+    sys.exit(run_cli(main))

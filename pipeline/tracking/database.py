@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import PATIENCE, QUIET
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def file(uri: str) -> Path | None:
 
 
 @contextmanager
-def turn(database: Path | None, patience: float) -> Iterator[None]:
+def exclusive(database: Path | None, patience: float) -> Iterator[None]:
     """Hold the database alone, and have it exist; TimeoutError or sqlite3.Error if that can't be had.
 
     All writers take turns at a lock file beside it. sqlite's own locks would do for plain writes, but not for creating
@@ -71,7 +71,7 @@ def turn(database: Path | None, patience: float) -> Iterator[None]:
         if not database.exists() or database.stat().st_size == 0:
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-            with whole_file(database) as part:
+            with atomic_file(database) as part:
                 store = SqlAlchemyStore(f"sqlite:///{part}", (database.parent / "mlruns").as_uri())  # type: ignore[no-untyped-call]
                 store.engine.dispose()
         # MLflow waits 20 s for a locked database, with a page of traceback: ask beforehand.
@@ -95,7 +95,7 @@ def serve(port: int) -> None:
     # Job execution is for MLflow's language-model pages: eight processes that nobody here needs.
     os.environ.update(QUIET, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     uri = address()
-    with turn(file(uri), PATIENCE):
+    with exclusive(file(uri), PATIENCE):
         print(f"MLflow over {uri}: open http://127.0.0.1:{port}, choose 'Model training' at the top left", flush=True)
     options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     options += ["--uvicorn-opts", "--log-level warning"]

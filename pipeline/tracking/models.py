@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tables.paper import published
-from refinenet.atomic import whole_folder
+from refinenet.atomic import atomic_folder
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def fill(client: MlflowClient, model: LoggedModel, weights: Path, md5: str, abou
     """Write the files of `model`; no turn at the database is needed for it. `about`: of `read_about`."""
     folder = _local(model)
     if folder:
-        with whole_folder(folder) as part:
+        with atomic_folder(folder) as part:
             _write(part, model, weights, md5, about)
             _link(weights, part / "data" / weights.name)
         return

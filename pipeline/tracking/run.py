@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import Message, database, models
-from pipeline.tracking.database import turn
-from refinenet.atomic import birth, whole_file
+from pipeline.tracking.database import exclusive
+from refinenet.atomic import atomic_file, process_start_time
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +34,7 @@ class Record:
         self.params = {_name(name): value[:6000] for name, value in begin["params"].items()}  # as long as MLflow takes
         self.uri = database.address()
         self.database = database.file(self.uri)
-        self.me = f"{socket.gethostname()} {os.getpid()} {birth(os.getpid())}"
+        self.me = f"{socket.gethostname()} {os.getpid()} {process_start_time(os.getpid())}"
         self.resume = Path(begin["resume"], "mlflow.json") if begin["resume"] else None
         self.run = ""
         self.status = "KILLED"  # unless the stage says otherwise before the pipe closes
@@ -55,7 +55,7 @@ class Record:
         if not self._tags:
             self._tags = self._own_tags()
         importlib.import_module("mlflow.store.tracking.sqlalchemy_store")  # seconds that no other writer need wait for
-        with turn(self.database, patience):
+        with exclusive(self.database, patience):
             client = self._client()
             if not self.run:
                 self._open(client)
@@ -63,19 +63,19 @@ class Record:
                 self._describe(client)
         if not self._inputs_known:
             datasets = self._inputs()
-            with turn(self.database, patience):
+            with exclusive(self.database, patience):
                 client.log_inputs(self.run, datasets=datasets or None)
                 for tag, md5 in self._data_md5s.items():
                     client.set_tag(self.run, tag, md5)
             self._inputs_known = True
-        with turn(self.database, patience):
+        with exclusive(self.database, patience):
             self._write(client)
 
     def close(self, patience: float) -> None:
         """Write the run's end."""
         if self._ended:
             return
-        with turn(self.database, patience):
+        with exclusive(self.database, patience):
             client = self._client()
             if self.status == "KILLED" and client.get_run(self.run).data.tags.get("writer") != self.me:
                 return  # The stage has been started again meanwhile, and the run is its successor's.
@@ -94,7 +94,7 @@ class Record:
             return
         md5, about = self._tags["weights.md5"], models.read_about(self.weights)
         experiment, name, client = self._experiment, _name(self.begin["experiment"]).replace("/", "_"), self._client()
-        with turn(self.database, patience):
+        with exclusive(self.database, patience):
             model = models.logged(client, experiment, name, md5)
             if not model:
                 params = self._parent.data.params if self._parent else self.params
@@ -102,7 +102,7 @@ class Record:
                 model = models.begin(client, experiment, name, md5, owner, params)
         if not models.filled(model):
             models.fill(client, model, self.weights, md5, about)
-        with turn(self.database, patience):
+        with exclusive(self.database, patience):
             models.finish(client, model, self.run if self.begin["kind"] == "train" else model.source_run_id)
             if score := self._score():
                 models.compare(client, self.run, model, self._metrics_of(self._scores | self._headline()))
@@ -198,7 +198,7 @@ class Record:
         from mlflow.entities import Param, RunTag
 
         if self.resume:
-            with whole_file(self.resume) as part:
+            with atomic_file(self.resume) as part:
                 part.write_text(json.dumps({"run": self.run}) + "\n")
         params = [Param(name, value) for name, value in self.params.items()]
         tags = [RunTag(name, value) for name, value in self._tags.items()]
@@ -283,7 +283,7 @@ def _writer_gone(run: Run) -> bool:
     host, pid, born = (*run.data.tags.get("writer", "").split(), "", "", "")[:3]
     if host != socket.gethostname() or not pid.isdigit():
         return False
-    now = birth(int(pid))
+    now = process_start_time(int(pid))
     return not now or (born.isdigit() and now.isdigit() and born != now)
 
 

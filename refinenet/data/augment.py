@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from refinenet.data.crops import Crops, Window
 from refinenet.data.split import IGNORE_INDEX, Array
 
-__all__ = ["Batch", "Crops", "Packing", "Window", "assemble", "taps"]
+__all__ = ["Batch", "BatchLayout", "Crops", "Window", "make_batch", "resize_taps"]
 
 PADDING = 128.0  # the authors' mean colour
 
@@ -36,7 +36,9 @@ class Batch:
 
 
 @lru_cache(512)
-def taps(inputs: int, outputs: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+def resize_taps(
+    inputs: int, outputs: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Which pixels of a line of `inputs` make a line of `outputs`, as by MATLAB's imresize (bicubic, anti-aliased).
 
     `refinenet.model.blocks.imresize` without the zeros of its matrices: positions and weights, outputs x taps each; and
@@ -87,7 +89,7 @@ class _Group(NamedTuple):
     sizes: _Part  # N x 2 int32
 
 
-class Packing:
+class BatchLayout:
     """How the windows of a batch lie in one buffer of bytes, with all that the device needs to make the batch.
 
     `write` puts them there, on the host; `read` makes the batch from the buffer, or its copy on the device, without the
@@ -97,7 +99,7 @@ class Packing:
 
     Args:
         windows: of the batch.
-        crop, input_scale, pad: as of `assemble`.
+        crop, input_scale, pad: as of `make_batch`.
         together: all windows in one table, as a GPU likes it; else one table a window.
     """
 
@@ -124,7 +126,7 @@ class Packing:
         height, width = (max(sides) for sides in zip(*before, strict=True))
         width = -(-width // 32) * 32  # fbgemm makes a kernel for each length of line: let there be few
         lengths = [n * out for out in self._out]
-        counts = [max(taps(a[i], b[i])[0].shape[1] for a, b in zip(before, after, strict=True)) for i in (0, 1)]
+        counts = [max(resize_taps(a[i], b[i])[0].shape[1] for a, b in zip(before, after, strict=True)) for i in (0, 1)]
         return _Group(
             first,
             last,
@@ -159,7 +161,7 @@ class Packing:
                 for i in range(group.last - group.first):
                     index = group.first + i
                     size = self._after[index][axis]
-                    where, factor, near = taps(self._before[index][axis], size)
+                    where, factor, near = resize_taps(self._before[index][axis], size)
                     back = slice(None, None, -1 if axis and windows[index].flip else 1)
                     lines, known = slice(i * self._out[axis], i * self._out[axis] + size), slice(where.shape[1])
                     np.add(where[back], i * labels.shape[1 + axis], out=positions[lines, known])
@@ -201,7 +203,7 @@ class Packing:
             labels.masked_fill_(outside, IGNORE_INDEX)
 
 
-def assemble(
+def make_batch(
     windows: Sequence[Window], crop: int, input_scale: float, device: torch.device, pad: bool | None = None
 ) -> Batch:
     """Move windows to the device as bytes, then scale, flip and pad them to one batch.
@@ -210,7 +212,7 @@ def assemble(
     windows are padded to the full side, with the mean colour and void; a single one is not, unless `pad` says so, as
     where it is a process's part of a larger batch.
     """
-    packing = Packing(windows, crop, input_scale, pad, together=device.type != "cpu")
+    packing = BatchLayout(windows, crop, input_scale, pad, together=device.type != "cpu")
     buffer = np.empty(packing.size, np.uint8)
     packing.write(windows, buffer)
     return packing.read(torch.from_numpy(buffer).to(device))

@@ -12,7 +12,7 @@ from refinenet.data.split import Array, Integers, Sample, Split
 from refinenet.errors import UserError
 
 
-class Joined:
+class ConcatSplits:
     """The images of `splits`, one after the other. Raises UserError where their classes differ."""
 
     def __init__(self, splits: Sequence[Split]) -> None:

@@ -25,7 +25,7 @@ from refinenet.errors import UserError
 
 # An epoch of the authors: at least and at most so many images, and of each class (gen_net_opts_model_type1.m).
 EPOCH = (1000, 2000)
-OF_A_CLASS = 100
+IMAGES_PER_CLASS = 100
 
 
 class Samples(Protocol):
@@ -238,11 +238,11 @@ class Epochs:
         chosen = np.zeros(len(self._present), bool)
         for index in candidates.tolist():
             present = self._present[index]
-            if any(counts[one] < OF_A_CLASS for one in present):
+            if any(counts[one] < IMAGES_PER_CLASS for one in present):
                 chosen[index] = True
                 for one in present:
                     counts[one] += 1
-                    lacking -= counts[one] == OF_A_CLASS
+                    lacking -= counts[one] == IMAGES_PER_CLASS
                 if not lacking:
                     break
         missing = least - int(chosen.sum())

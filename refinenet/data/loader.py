@@ -16,10 +16,10 @@ from types import TracebackType
 
 import torch
 
-from refinenet.data.augment import Batch, Packing
+from refinenet.data.augment import Batch, BatchLayout
 from refinenet.data.crops import Crops
 from refinenet.errors import UserError
-from refinenet.training.distributed import Processes
+from refinenet.training.distributed import ProcessGroup
 
 
 class Loader(Iterator[Batch]):
@@ -56,7 +56,7 @@ class Loader(Iterator[Batch]):
             raise ValueError(f"rank {rank} of {world}")
         if batch < world:
             raise UserError(f"train.batch is {batch}, expected one image or more for each of the {world} processes")
-        share = Processes(rank, world).share(batch)
+        share = ProcessGroup(rank, world).share(batch)
         self._feed = _Feed(crops, batch, crop, input_scale, device, share, start, stop)
         self._thread: threading.Thread | None = None
         self._slot = _Slot(device)
@@ -125,7 +125,7 @@ class _Slot:
 class _Filled:
     """A slot with the windows of a step in it."""
 
-    def __init__(self, slot: _Slot, packing: Packing) -> None:
+    def __init__(self, slot: _Slot, packing: BatchLayout) -> None:
         self.slot, self.packing = slot, packing
 
     def send(self, stream: torch.cuda.Stream) -> None:
@@ -176,7 +176,7 @@ class _Feed:
         if self._step == self._stop:
             return None
         windows = [self._crops.window(draw) for draw in self._crops.plan(self._step, self._batch)[self._share]]
-        packing = Packing(windows, self._crop, self._input_scale, self._batch > 1, self._device.type != "cpu")
+        packing = BatchLayout(windows, self._crop, self._input_scale, self._batch > 1, self._device.type != "cpu")
         filled = _Filled(slot, packing)
         if self._stream is None:
             slot.make_room(packing.size)

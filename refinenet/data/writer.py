@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.data.split import _COLUMNS, IGNORE_INDEX, Array, Schema
 from refinenet.errors import UserError
 
@@ -176,7 +176,7 @@ class SplitWriter:
 @contextmanager
 def write_split(path: Path, schema: Schema) -> Iterator[SplitWriter]:
     """Write a split under `path`; the name appears when the block has ended without an error."""
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         writer = SplitWriter(part, schema)
         try:
             yield writer

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 from refinenet.inference.fast import fold
 from refinenet.model.backbones import TimmBackbone
@@ -62,7 +62,7 @@ def save_pt2(
     wanted = _wanted(net, dtype)
     program = _program(net, dtype)
     extra = {"refinenet.json": json.dumps(_metadata(model, about), sort_keys=True)}
-    with whole_file(path) as part, _quiet():
+    with atomic_file(path) as part, _quiet():
         with part.open("wb") as file:
             torch.export.save(program, file, extra_files=extra)
         with part.open("rb") as file:
@@ -98,7 +98,7 @@ def to_onnx(
     assert made is not None
     _describe(made.model, model, about, onnx_ir)
     # Run under its own name, since a file of weights is found by name.
-    with whole_file(path) as part, TemporaryDirectory(f".{os.getpid()}.part", f".{path.name}.", path.parent) as folder:
+    with atomic_file(path) as part, TemporaryDirectory(f".{os.getpid()}.part", f".{path.name}.", path.parent) as folder:
         file = Path(folder, path.name)
         made.save(file, external_data=large)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -108,7 +108,7 @@ def to_onnx(
         weights = Path(f"{path}.data")
         weights.unlink(missing_ok=True)  # of the file that this one replaces
         if large:
-            with whole_file(weights) as data:
+            with atomic_file(weights) as data:
                 Path(folder, weights.name).replace(data)
         file.replace(part)
     return difference

@@ -34,7 +34,7 @@ _LOG_FLOOR = -20.0  # of the authors' log-space resizing
 _AT_ONCE = 2**28
 
 
-def prepared(
+def optimise_for_inference(
     model: RefineNet,
     *,
     fast: bool = False,

@@ -14,7 +14,7 @@ from refinenet.config import Average, Precision, Protocol, Resizing
 from refinenet.data.split import IGNORE_INDEX, RGB, Array
 from refinenet.device import choose_device, reproducible
 from refinenet.errors import UserError
-from refinenet.inference.multiscale import predict_many, prepared
+from refinenet.inference.multiscale import optimise_for_inference, predict_many
 from refinenet.model.network import load
 
 SHORT_EDGE = (450, 800)  # of the authors' demos (demo_predict_mscale_*.m), for a model file that does not say its own
@@ -33,7 +33,7 @@ class Predictor:
         resizing: how an image is scaled before the protocols' scales; None: as the model's file says.
         void: False: a void output never wins, every pixel gets a class.
         average, precision, tile: as of `predict_many`.
-        fast, channels_last, compiled: as of `prepared`.
+        fast, channels_last, compiled: as of `optimise_for_inference`.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Predictor:
             bias = self.model.classifier.bias
             assert bias is not None
             bias.data[-1] = -torch.inf
-        self._net = prepared(
+        self._net = optimise_for_inference(
             self.model, fast=fast, channels_last=channels_last, compiled=compiled, precision=precision
         )
         short_edge = self.about.get("short_edge") or SHORT_EDGE

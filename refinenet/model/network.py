@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 from refinenet.config import Config, Initial
 from refinenet.errors import UserError
 from refinenet.model.backbones import build_backbone
@@ -21,7 +21,7 @@ from refinenet.model.blocks import RefineNetBlock, conv3x3, imresize
 # "Dropout on the taps with more channels than this": stages 3 and 4 of a ResNet (add_init_net_dropout).
 _DROPOUT_ABOVE = 512
 # Of the maps of stage 1 to 4, see `RefineNet.level`; benchmarks/learning.md has what else was tried.
-LEVELS = (0.25, 0.5, 1.0, 2.0)
+MAP_STD = (0.25, 0.5, 1.0, 2.0)
 
 
 class RefineNet(nn.Module):
@@ -116,7 +116,7 @@ class RefineNet(nn.Module):
 
     @torch.no_grad()
     def level(self, images: Tensor) -> None:
-        """Scale the adapting convolutions: on `images` their outputs then have the standard deviations `LEVELS`.
+        """Scale the adapting convolutions: on `images` their outputs then have the standard deviations `MAP_STD`.
 
         Ours. A RefineNet sums maps that nothing normalises, so the loudest decides at first. In some backbones that is
         the finest, which knows least of classes.
@@ -133,7 +133,7 @@ class RefineNet(nn.Module):
         for hook in hooks:
             hook.remove()
         for name, module in self.adapt.items():
-            module.get_parameter("weight").mul_(LEVELS[int(name[-1]) - 1] / outputs[name].std())
+            module.get_parameter("weight").mul_(MAP_STD[int(name[-1]) - 1] / outputs[name].std())
 
     def load_backbone(self, weights: Mapping[str, Tensor], source: str) -> None:
         """Start every backbone from tensors named as in its state dict. Missing, left-over, mis-shaped: UserError."""
@@ -167,7 +167,7 @@ def save(model: RefineNet, path: Path, about: Mapping[str, Any], dtype: torch.dt
 
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in _counted_out(model.state_dict()).items()}
     metadata = {"refinenet": json.dumps({"config": asdict(model.config), "about": dict(about)}, sort_keys=True)}
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         save_file(tensors, part, metadata)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refinenet.atomic import whole_file
+from refinenet.atomic import atomic_file
 
 _DIGEST = 32  # bytes
 _BLOCK = 1 << 20
@@ -62,7 +62,7 @@ def _problem(path: Path) -> str:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint: beside, with its digest, then renamed."""
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         torch.save(content, part)
         with part.open("rb+") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST)).digest()

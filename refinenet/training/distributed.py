@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 
-class Processes:
+class ProcessGroup:
     """What this process, number `rank` of `world`, does with the others: each calls every method at the same point."""
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
@@ -83,11 +83,11 @@ class Processes:
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[Processes]:
+def processes(device: torch.device) -> Iterator[ProcessGroup]:
     """Join the others that torchrun started with this process; alone where it did not."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        yield Processes()
+        yield ProcessGroup()
         return
     more: dict[str, Any] = {}
     if device.type == "cuda":
@@ -95,6 +95,6 @@ def processes(device: torch.device) -> Iterator[Processes]:
         more = {"device_id": device}
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **more)
     try:
-        yield Processes(dist.get_rank(), world)
+        yield ProcessGroup(dist.get_rank(), world)
     finally:
         dist.destroy_process_group()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from refinenet.config import Recipe
-from refinenet.data.augment import assemble
+from refinenet.data.augment import make_batch
 from refinenet.data.crops import Crops, Samples
 from refinenet.errors import UserError
 from refinenet.model.network import RefineNet
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from refinenet.data.crops import Samples
 
 
-def begin(start: Path, network: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
+def load_initial_weights(start: Path, network: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
     """Give `network` the weights in `start`.
 
     Of a backbone: every new layer is drawn from `seed` (`training.initialise`). Of a pretraining: all of it goes on,
@@ -85,7 +85,7 @@ def initialise(model: RefineNet, images: Samples, recipe: Recipe, seed: int) -> 
     if recipe.initial == "levelled":
         windows = crops_of(images, recipe, seed).draw(0, max(recipe.batch, 8))
         device = next(model.parameters()).device
-        model.level(assemble(windows, recipe.crop, recipe.input_scale, device).images)
+        model.level(make_batch(windows, recipe.crop, recipe.input_scale, device).images)
 
 
 def crops_of(images: Samples, recipe: Recipe, seed: int) -> Crops:

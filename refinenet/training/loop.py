@@ -23,9 +23,9 @@ from refinenet.data.loader import Loader
 from refinenet.errors import UserError
 from refinenet.model.network import RefineNet
 from refinenet.training import checkpoints as stored
-from refinenet.training.distributed import Processes
+from refinenet.training.distributed import ProcessGroup
 from refinenet.training.initial import crops_of
-from refinenet.training.step import make_optimiser, prepared, rate, summed
+from refinenet.training.step import loss_sum_and_count, lr_at_step, make_optimiser, wrap_for_training
 
 
 @dataclass
@@ -85,7 +85,7 @@ def train(
     fingerprint: str,
     on_step: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
-    processes: Processes | None = None,
+    processes: ProcessGroup | None = None,
 ) -> list[Point]:
     """Train `model` in place and return the curve; on `images` for the recipe's steps, or phase by phase.
 
@@ -97,13 +97,13 @@ def train(
     step and its images.
     """
     phases = images if isinstance(images, Sequence) else [Phase(images, recipe.steps)]
-    processes = processes or Processes()
+    processes = processes or ProcessGroup()
     if recipe.batch < processes.world:
         raise UserError(
             f"train.batch is {recipe.batch} and there are {processes.world} processes, expected an image for each"
         )
     model.train()
-    with prepared(model, recipe, processes) as network, stored.Store(checkpoints) as store:
+    with wrap_for_training(model, recipe, processes) as network, stored.Store(checkpoints) as store:
         run = _Run(model, network, recipe, seed, store, fingerprint, processes)
         run.resume()
         begin = 0
@@ -124,7 +124,7 @@ class _Run:
     seed: int
     store: stored.Store
     fingerprint: str
-    processes: Processes
+    processes: ProcessGroup
     state: _State = field(default_factory=_State)
     optimiser: torch.optim.Optimizer | None = None
 
@@ -162,7 +162,7 @@ class _Run:
             end,
         ) as loader:
             for batch in loader:
-                lr = rate(own, state.step - begin)
+                lr = lr_at_step(own, state.step - begin)
                 state.pending.append(self._step(batch, lr))
                 state.step += 1
                 point = None
@@ -188,7 +188,7 @@ class _Run:
         torch.manual_seed(self.seed * 1_000_003 + self.state.step + (self.processes.rank << 40))
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["factor"]
-        total, count = summed(self.network(batch.images), batch.labels)
+        total, count = loss_sum_and_count(self.network(batch.images), batch.labels)
         loss = total / self.processes.total(count).clamp_min(1)
         self.optimiser.zero_grad(set_to_none=True)
         # Times the processes, over which gradients are averaged.

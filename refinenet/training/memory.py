@@ -22,7 +22,7 @@ _PARTS = (Bottleneck, ResidualConvUnit, MultiResolutionFusion, ChainedResidualPo
 
 
 @contextmanager
-def recomputed(model: RefineNet, wanted: bool = True) -> Iterator[None]:
+def activation_checkpointing(model: RefineNet, wanted: bool = True) -> Iterator[None]:
     """In this block a part of `model` (a bottleneck, a residual conv unit, a chain of pools) keeps its inputs only.
 
     What the gradient needs besides is computed again when it is its turn, with the same random numbers: the same

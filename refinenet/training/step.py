@@ -14,21 +14,21 @@ from torch.nn import functional as F
 from refinenet.config import Recipe
 from refinenet.data.split import IGNORE_INDEX
 from refinenet.model.network import RefineNet
-from refinenet.training.distributed import Processes
-from refinenet.training.memory import activation_bytes, recomputed
+from refinenet.training.distributed import ProcessGroup
+from refinenet.training.memory import activation_bytes, activation_checkpointing
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax log loss at the scores' resolution (authors' cnn_layer_dense_softmaxloss).
 
     logits: N x classes x h x w. labels: N x H x W uint8, resized to h x w by nearest neighbour. Mean over the pixels
     that are not void; 0 where all are.
     """
-    total, count = summed(logits, labels)
+    total, count = loss_sum_and_count(logits, labels)
     return total / count.clamp_min(1)
 
 
-def summed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss_sum_and_count(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of the losses of all labelled pixels, and how many these are."""
     truth = F.interpolate(labels[:, None], size=logits.shape[2:], mode="nearest-exact")[:, 0].long()
     # Flattened, because the two-dimensional loss has no deterministic kernel on a GPU.
@@ -37,7 +37,7 @@ def summed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return total, (truth != IGNORE_INDEX).sum()
 
 
-def rate(recipe: Recipe, step: int) -> float:
+def lr_at_step(recipe: Recipe, step: int) -> float:
     """Learning rate of the new layers in step `step`, counted from 0."""
     lr = recipe.lr
     if step < recipe.warmup:
@@ -64,8 +64,8 @@ def make_optimiser(model: RefineNet, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 @contextmanager
-def prepared(
-    model: RefineNet, recipe: Recipe, processes: Processes | None = None
+def wrap_for_training(
+    model: RefineNet, recipe: Recipe, processes: ProcessGroup | None = None
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """The network as the recipe has it computed: precision, order in memory, recomputing, compiler, processes.
 
@@ -75,7 +75,7 @@ def prepared(
     device = next(model.parameters()).device
     order = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(memory_format=order)
-    with recomputed(model, recipe.recompute):
+    with activation_checkpointing(model, recipe.recompute):
         network: nn.Module = model
         if recipe.compiled:
             # A batch of one has the size of its image: the second size compiles for all.
@@ -83,7 +83,7 @@ def prepared(
         # Without the coarsest maps the last stage of a backbone is idle.
         coarsest = {scale for taps in model.cascade.blocks for scale, stage in taps if stage == 4}
         unused = len(coarsest) < len(model.cascade.scales)
-        network = (processes or Processes()).synchronised(network, unused)
+        network = (processes or ProcessGroup()).synchronised(network, unused)
 
         def logits(images: Tensor) -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
@@ -100,7 +100,7 @@ def step_bytes(model: RefineNet, recipe: Recipe) -> int:
     labels = torch.zeros(recipe.batch, side, side, dtype=torch.uint8)
     images = torch.zeros(recipe.batch, 3, side, side)
     model.train()
-    with prepared(model, replace(recipe, compiled=False)) as network:
-        held = activation_bytes(lambda: loss_of(network(images), labels))
+    with wrap_for_training(model, replace(recipe, compiled=False)) as network:
+        held = activation_bytes(lambda: pixel_loss(network(images), labels))
     model.zero_grad(set_to_none=True)
     return held

@@ -55,8 +55,8 @@ def test_snakemake_sees_the_stages_of_dvc(monkeypatch: pytest.MonkeyPatch) -> No
     from snakemake.settings.types import ResourceSettings
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(graph, "settle", lambda repo, known, elsewhere: None)
-    monkeypatch.setattr(graph, "be_the_engine", lambda: None)
+    monkeypatch.setattr(graph, "sync_mtimes", lambda repo, known, elsewhere: None)
+    monkeypatch.setattr(graph, "register_engine", lambda: None)
     with SnakemakeApi() as api:
         workflow = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=ROOT / "Snakefile")._workflow
         rules = {rule.name: rule for rule in workflow.rules if rule.name != "all"}

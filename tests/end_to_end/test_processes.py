@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from pipeline import download, prepare, settings, weights
 from pipeline.config import resolve
 from pipeline.graph import Stage
-from pipeline.runtime.cli import AGAIN
+from pipeline.runtime.cli import EXIT_TRY_AGAIN
 from refinenet import device
 from refinenet.config import Recipe
 from refinenet.errors import UserError
@@ -90,7 +90,7 @@ def test_two_processes_do_as_one_and_stop_as_one(folder: Path) -> None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGTERM)  # what a scheduler does: to the stage and to both processes
     _, told = process.communicate(timeout=200)
-    assert process.returncode == AGAIN, told
+    assert process.returncode == EXIT_TRY_AGAIN, told
     assert "the same command goes on from checkpoints/" in told
     assert "Traceback" not in told
     assert any(checkpoints.glob("step-*.pt"))

@@ -76,4 +76,4 @@ def prepare(**options: Any) -> None:
     datasets.load = lambda name: dataset(**options)  # type: ignore[assignment, return-value]
     Path("data/raw/ade20k").mkdir(parents=True, exist_ok=True)
     Path("settings.json").write_text('{"prepare": {"ade20k": {}}}')
-    raise SystemExit(cli.report(lambda: prepare.run("ade20k")))
+    raise SystemExit(cli.run_cli(lambda: prepare.run("ade20k")))

@@ -11,7 +11,7 @@ from http_server import DATA, MD5
 
 from pipeline.config.schema import Source
 from pipeline.fetch import checksums, local, sources
-from pipeline.fetch.checksums import Known
+from pipeline.fetch.checksums import ChecksumCache
 
 RIGHT = Source("https://nowhere.invalid/x.tar", len(DATA), MD5)
 BARE = Source("https://nowhere.invalid/x.tar")
@@ -33,9 +33,9 @@ def place(path: str | Path, data: bytes = DATA) -> Path:
     return file
 
 
-def take(source: Source = RIGHT, *mirror: str, known: Known | None = None) -> bool:
-    where = local.places("voc", "x.tar", mirror)
-    return local.take("voc", source, TARGET, where, known or Known())
+def take(source: Source = RIGHT, *mirror: str, known: ChecksumCache | None = None) -> bool:
+    where = local.candidate_paths("voc", "x.tar", mirror)
+    return local.link_local_copy("voc", source, TARGET, where, known or ChecksumCache())
 
 
 @pytest.mark.parametrize("entry", ["{}", "file://{}", "${{LAB}}/my data", "file://${{LAB}}/my%20data", "~/my data"])
@@ -76,7 +76,7 @@ def test_a_link_of_another_data_set_is_followed_to_the_user_s_file(tmp_path: Pat
 
 def test_a_wrong_copy_is_passed_over_and_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short, damaged = place(tmp_path / "a/x.tar", DATA[:-1]), place(tmp_path / "b/x.tar", DATA[::-1])
-    right, known = place(tmp_path / "c/x.tar"), Known()
+    right, known = place(tmp_path / "c/x.tar"), ChecksumCache()
     mirrors = [str(tmp_path / name) for name in "abc"]
     assert take(RIGHT, *mirrors, known=known)
     assert TARGET.readlink() == right
@@ -92,9 +92,9 @@ def test_what_nothing_vouches_for(tmp_path: Path, capsys: pytest.CaptureFixture[
     """Taken from a mirror, with a line; from another data set only where it came from the same address."""
     other = place("data/archives/person/x.tar", b"of another")
     assert not take(BARE)
-    Known(other.parent / checksums.MEMORY).note(other, {"md5": "0"}, "https://elsewhere.invalid/x.tar")
+    ChecksumCache(other.parent / checksums.MEMORY).note(other, {"md5": "0"}, "https://elsewhere.invalid/x.tar")
     assert not take(BARE)
-    Known(other.parent / checksums.MEMORY).note(other, {"md5": "0"}, BARE.url)
+    ChecksumCache(other.parent / checksums.MEMORY).note(other, {"md5": "0"}, BARE.url)
     assert take(BARE)
     TARGET.unlink()
     other.unlink()
@@ -115,28 +115,28 @@ def test_checked_once_and_again_after_a_change(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(checksums, "digests", counted)
     memory = TARGET.parent / checksums.MEMORY
     file = place(tmp_path / "lab/x.tar")
-    assert take(RIGHT, str(file.parent), known=Known(memory))
-    assert sources.kept(RIGHT, TARGET, Known(memory))
-    assert sources.kept(RIGHT, TARGET, Known(memory))
+    assert take(RIGHT, str(file.parent), known=ChecksumCache(memory))
+    assert sources.already_there(RIGHT, TARGET, ChecksumCache(memory))
+    assert sources.already_there(RIGHT, TARGET, ChecksumCache(memory))
     assert read == [str(file)], "one reading for all three"
     # A second data set that wants the same file reads nothing either.
     second = Path("data/archives/person/x.tar")
     second.parent.mkdir()
-    known = Known(second.parent / checksums.MEMORY)
-    assert local.take("person", RIGHT, second, local.in_store("person", "x.tar"), known)
-    assert sources.kept(RIGHT, second, known)
+    known = ChecksumCache(second.parent / checksums.MEMORY)
+    assert local.link_local_copy("person", RIGHT, second, local.in_store("person", "x.tar"), known)
+    assert sources.already_there(RIGHT, second, known)
     assert len(read) == 1
 
     # Of the same size and, by the tool that wrote it, the same time to the second.
     file.write_bytes(DATA[::-1])
     os.utime(file, ns=(10**18, 10**18 + 1))
-    assert not sources.kept(RIGHT, TARGET, Known(memory))
+    assert not sources.already_there(RIGHT, TARGET, ChecksumCache(memory))
     assert not TARGET.is_symlink(), "the link is gone"
     assert file.read_bytes() == DATA[::-1], "and the user's file is not"
     assert len(read) == 2
     memory.write_text("{ no JSON")
     place(file)
-    assert take(RIGHT, str(file.parent), known=Known(memory))
+    assert take(RIGHT, str(file.parent), known=ChecksumCache(memory))
 
 
 def test_a_file_that_was_written_this_moment_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,25 +144,25 @@ def test_a_file_that_was_written_this_moment_is_read_again(monkeypatch: pytest.M
     memory = TARGET.parent / checksums.MEMORY
     TARGET.write_bytes(DATA)
     before = TARGET.stat()
-    assert sources.kept(RIGHT, TARGET, Known(memory))
+    assert sources.already_there(RIGHT, TARGET, ChecksumCache(memory))
     with TARGET.open("r+b") as file:
         file.write(b"other")
     os.utime(TARGET, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert not sources.kept(RIGHT, TARGET, Known(memory))
+    assert not sources.already_there(RIGHT, TARGET, ChecksumCache(memory))
 
 
 def test_what_has_no_checksum_is_kept_while_it_is_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
     memory = TARGET.parent / checksums.MEMORY
     place(TARGET)
-    Known(memory).note(TARGET, {"md5": MD5}, BARE.url)
-    assert sources.kept(BARE, TARGET, Known(memory))
+    ChecksumCache(memory).note(TARGET, {"md5": MD5}, BARE.url)
+    assert sources.already_there(BARE, TARGET, ChecksumCache(memory))
     place(TARGET, DATA[::-1])
     os.utime(TARGET)
     time.sleep(0.001)
-    assert not sources.kept(BARE, TARGET, Known(memory))
+    assert not sources.already_there(BARE, TARGET, ChecksumCache(memory))
     assert f"{MD5} when it came" in capsys.readouterr().err
 
     place(TARGET)
-    Known(memory).note(TARGET, {"md5": MD5}, "https://elsewhere.invalid/x.tar")
-    assert not sources.kept(BARE, TARGET, Known(memory))
+    ChecksumCache(memory).note(TARGET, {"md5": MD5}, "https://elsewhere.invalid/x.tar")
+    assert not sources.already_there(BARE, TARGET, ChecksumCache(memory))
     assert "comes from https://elsewhere.invalid/x.tar" in capsys.readouterr().err

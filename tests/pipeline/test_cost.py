@@ -13,7 +13,7 @@ from refinenet import RefineNet
 from refinenet.config import Recipe
 from refinenet.errors import UserError
 from refinenet.training.memory import activation_bytes
-from refinenet.training.step import loss_of
+from refinenet.training.step import pixel_loss
 
 ROOT = Path(__file__).resolve().parents[2]
 THIN = {"backbone": "resnet50", "stem": 3, "width": 8, "coarse_width": 16, "pools": 1}
@@ -36,7 +36,7 @@ def test_counted_in_the_network() -> None:
     _, _, held = cost.counted(json.dumps(THIN), 5, 64, batch=2)
     model = RefineNet(5, **THIN).train()
     images, labels = torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.uint8)
-    assert held == activation_bytes(lambda: loss_of(model(images), labels))
+    assert held == activation_bytes(lambda: pixel_loss(model(images), labels))
 
 
 def test_one_convolution_by_hand() -> None:

@@ -305,9 +305,9 @@ def test_copies_of_a_reader_unpack_nothing(name: str, tmp_path: Path, monkeypatc
     files, truth = tiny_archives.BUILD[name]()
     tiny_archives.pack(files, tmp_path / "raw" / name)
     filled: list[object] = []
-    original = anonymous_file.Scratch.fill
+    original = anonymous_file.AnonymousFile.fill
     monkeypatch.setattr(
-        anonymous_file.Scratch, "fill", lambda self, chunks: (filled.append(1), original(self, chunks))[1]
+        anonymous_file.AnonymousFile, "fill", lambda self, chunks: (filled.append(1), original(self, chunks))[1]
     )
     reader = datasets.load(name).Reader(tmp_path / "raw" / name)
     assert len(filled) == 1

@@ -542,18 +542,18 @@ def test_the_weights_stage_takes_every_resnet_by_its_contents(here: Path) -> Non
 
 def test_the_command_says_in_one_line_what_it_did(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mat.write_mat5(here / "net.mat", {"net_config": mat.RefineNet("resnet101", 7, pools=1).saved()})
-    weights.bring_in(["net.mat", "--dataset", "person"])
+    weights.import_finished_weights(["net.mat", "--dataset", "person"])
     assert capsys.readouterr().out == (
         "net.mat: RefineNet of the authors, resnet101, person (7 classes), 1 pooling blocks conv-pool, bicubic, "
         "stride in the 1x1 -> models/person-res101.safetensors\n"
     )
     assert load("models/person-res101.safetensors")[1]["short_edge"] == [450, 800]
     with pytest.raises(UserError, match=r"^models/person-res101\.safetensors: exists already; --output PATH"):
-        weights.bring_in(["net.mat"])
-    weights.bring_in(["net.mat", "--output", "elsewhere/a.safetensors"])
+        weights.import_finished_weights(["net.mat"])
+    weights.import_finished_weights(["net.mat", "--output", "elsewhere/a.safetensors"])
     assert Path("elsewhere/a.safetensors").is_file()
     with pytest.raises(UserError, match=r"no data set 'vok'"):
-        weights.bring_in(["net.mat", "--dataset", "vok"])
+        weights.import_finished_weights(["net.mat", "--dataset", "vok"])
 
 
 def test_a_profile_names_finished_weights_and_packages(here: Path) -> None:

@@ -63,7 +63,7 @@ from tiny_archives import annotation, box, cell, gtcls, mat, png
 
 from pipeline import datasets, prepare
 from pipeline.formats import archive
-from pipeline.runtime.cli import report
+from pipeline.runtime.cli import run_cli
 
 CASES: dict[str, tuple[str, Change, str]] = {
     "tar: ..": ("voc", add(VOC, "../../outside/a"), r"/\.\./outside/a: a name that leads out"),
@@ -350,7 +350,7 @@ def test_one_line_and_nothing_else(
         monkeypatch.setattr(archive, *LIMITS[case])
     before = tree(project.parent)
     seen = []
-    code = report(lambda: prepare.run(name))
+    code = run_cli(lambda: prepare.run(name))
     events, seen = seen, None
     line = capsys.readouterr().err
     assert code == 1

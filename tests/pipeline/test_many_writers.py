@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from pipeline.tracking import database as mlflow_database
 from pipeline.tracking import track
-from pipeline.tracking.database import turn
+from pipeline.tracking.database import exclusive
 
 STAGES, POINTS = 50, 100
 
@@ -112,12 +112,12 @@ def test_who_waits_for_a_turn_waits_while_others_get_theirs(database: Path, monk
         return number
 
     looks = look(monkeypatch, change)
-    with other.acquire(), turn(database, 0.1):
+    with other.acquire(), exclusive(database, 0.1):
         assert len(looks) >= 12
 
 
 def test_who_waits_for_a_turn_that_never_ends_gives_up(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     look(monkeypatch, lambda number: 7)
     held, refused = FileLock(f"{database}.lock"), pytest.raises(TimeoutError, match="lock is held by another process")
-    with held.acquire(), refused, turn(database, 0.1):
+    with held.acquire(), refused, exclusive(database, 0.1):
         pass

@@ -229,7 +229,7 @@ def test_rare_classes_are_named(tmp_path: Path) -> None:
         label[1, :3], label[2], label[3:50] = 2, 3, 4
         writer.add("one", np.zeros((100, 200, 3), np.uint8), label)
         writer.add("two", np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8))
-    told = dataset_section.told(dataset_section.look(tmp_path, "voc"))
+    told = dataset_section.facts(dataset_section.open_dataset(tmp_path, "voc"))
     assert told["facts"][0]["rarest"] == (
         "2 never: b, f; c (0.02 %, 1 image), d (1.01 %, 1 image), e (47.47 %, 1 image)"
     )
@@ -244,7 +244,7 @@ def test_rare_classes_are_named(tmp_path: Path) -> None:
 
 @given(st.integers(1, 500), st.integers(1, 20))
 def test_sheets_are_from_all_over_the_split(count: int, wanted: int) -> None:
-    chosen = dataset_section.evenly(count, wanted)
+    chosen = dataset_section.evenly_spaced(count, wanted)
     assert len(chosen) == len(set(chosen)) == min(count, wanted)
     assert chosen == sorted(chosen)
     assert chosen[0] >= 0

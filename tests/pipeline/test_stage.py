@@ -101,7 +101,7 @@ def end(process: subprocess.Popen[str], *signals: int) -> tuple[int, str]:
 
 def test_sigterm_ends_with_the_code_that_says_again() -> None:
     assert end(start("polls"), signal.SIGTERM) == (75, "terminated: voc-res101: goes on from step 7\n")
-    assert cli.AGAIN == os.EX_TEMPFAIL == 75
+    assert cli.EXIT_TRY_AGAIN == os.EX_TEMPFAIL == 75
 
 
 def test_who_does_not_poll_ends_by_the_signal() -> None:

@@ -19,7 +19,7 @@ import pytest
 from pipeline import tracking
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import Run, track
-from refinenet.atomic import alive, birth
+from refinenet.atomic import alive, process_start_time
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -155,13 +155,13 @@ def test_a_run_left_running_with_its_writer_gone_is_marked(project: Path) -> Non
         until(lambda: (project / "mlflow.db").exists() and len(runs(project)) == 1)
         (run,) = runs(project)
         host, writer, born = run.data.tags["writer"].split()
-        assert born == birth(int(writer))
+        assert born == process_start_time(int(writer))
         os.kill(int(writer), signal.SIGKILL)
         # Its parent sleeps on and asks for no exit code, nor does the first process of many a container: a zombie.
         until(lambda: not alive(int(writer)))
         os.kill(int(writer), 0)
         # One more whose number another process has now, and one that really goes on.
-        for born in ("1", birth(os.getpid())):
+        for born in ("1", process_start_time(os.getpid())):
             tags = {"writer": f"{host} {os.getpid()} {born}"}
             open_database(project).create_run(run.info.experiment_id, tags=tags, run_name="voc-res101")
         assert [run.info.status for run in runs(project)] == ["RUNNING"] * 3

@@ -15,7 +15,7 @@ from toy_training import RECIPE, model, write
 from refinenet.config import Recipe
 from refinenet.device import pick
 from refinenet.errors import UserError
-from refinenet.training.distributed import Processes
+from refinenet.training.distributed import ProcessGroup
 from refinenet.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ def test_all_stop_at_one_step_and_go_on_in_the_same_bytes(folder: Path) -> None:
 
 def test_a_batch_is_shared_out() -> None:
     for batch, world in ((8, 4), (7, 3), (3, 3)):
-        shares = [list(range(batch))[Processes(rank, world).share(batch)] for rank in range(world)]
+        shares = [list(range(batch))[ProcessGroup(rank, world).share(batch)] for rank in range(world)]
         assert [place for share in shares for place in share] == list(range(batch))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -99,7 +99,7 @@ def test_a_batch_is_shared_out() -> None:
 def test_more_processes_than_images(tmp_path: Path) -> None:
     split = write(tmp_path / "image.arrow")
     with pytest.raises(UserError, match=r"train\.batch is 2"):
-        train(model(), split, replace(RECIPE, batch=2), 0, tmp_path, "f", processes=Processes(0, 3))
+        train(model(), split, replace(RECIPE, batch=2), 0, tmp_path, "f", processes=ProcessGroup(0, 3))
 
 
 def test_the_gpu_with_the_most_free_memory_that_nobody_took() -> None:

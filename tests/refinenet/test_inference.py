@@ -19,7 +19,7 @@ from refinenet.data.split import Array
 from refinenet.errors import UserError
 from refinenet.inference import multiscale
 from refinenet.inference.fast import FastRefineNet
-from refinenet.inference.multiscale import predict, predict_many, prepared
+from refinenet.inference.multiscale import optimise_for_inference, predict, predict_many
 from refinenet.inference.tiles import GRID, STRIDE, cut, imresize_window, tiled
 from refinenet.model.blocks import imresize
 
@@ -262,9 +262,9 @@ def test_a_tile_that_is_all_border() -> None:
 
 @pytest.mark.parametrize("how", ["fast", "channels_last"])
 def test_made_ready_it_is_the_same_function(model: RefineNet, how: str) -> None:
-    net = prepared(model, fast=how == "fast", channels_last=how == "channels_last")
+    net = optimise_for_inference(model, fast=how == "fast", channels_last=how == "channels_last")
     assert isinstance(net, FastRefineNet) == (how == "fast")
-    assert prepared(model) is model
+    assert optimise_for_inference(model) is model
     maps = []
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refinenet.data import crops as crops_module
-from refinenet.data.augment import Batch, Packing, assemble
+from refinenet.data.augment import Batch, BatchLayout, make_batch
 from refinenet.data.crops import Crops, Epochs, Window, nth
 from refinenet.data.loader import Loader
 from refinenet.data.split import Array, Sample, Schema, Split
@@ -76,7 +76,7 @@ def test_batches_are_those_of_draw_and_assemble(split: Split, batch: int, ahead:
             found = list(loader)
         assert len(found) == 12 - start
         for step, one in enumerate(found, start):
-            assert equal(one, assemble(crops.draw(step, batch), 44, 1.2, CPU))
+            assert equal(one, make_batch(crops.draw(step, batch), 44, 1.2, CPU))
 
 
 @pytest.mark.parametrize(("batch", "world"), [(5, 3), (2, 2), (4, 1)])
@@ -84,7 +84,7 @@ def test_processes_together_have_the_whole_batch(split: Split, batch: int, world
     crops = make(split)
     parts = [list(Loader(crops, batch, 44, 1.2, CPU, rank, world, stop=6)) for rank in range(world)]
     for step, shares in enumerate(zip(*parts, strict=True)):
-        whole = assemble(crops.draw(step, batch), 44, 1.2, CPU)
+        whole = make_batch(crops.draw(step, batch), 44, 1.2, CPU)
         names = tuple(name for share in shares for name in share.names)
         images, labels = (torch.cat([getattr(share, key) for share in shares]) for key in ("images", "labels"))
         assert equal(Batch(names, images, labels), whole)
@@ -93,7 +93,7 @@ def test_processes_together_have_the_whole_batch(split: Split, batch: int, world
 
 
 def plainly(windows: Sequence[Window], crop: int, input_scale: float) -> tuple[Tensor, Tensor]:
-    """What `assemble` should do, one window after the other, with dense matrices."""
+    """What `make_batch` should do, one window after the other, with dense matrices."""
     full = round(crop * input_scale)
     images, labels = [], []
     for window in windows:
@@ -129,12 +129,12 @@ def test_image_and_label_are_resized_alike(
         )
         for size in sizes
     ]
-    found = assemble(windows, 40, input_scale, CPU)
+    found = make_batch(windows, 40, input_scale, CPU)
     images, labels = plainly(windows, 40, input_scale)
     assert torch.equal(found.labels, labels)
     torch.testing.assert_close(found.images, images, rtol=0, atol=1e-3)
     # As a GPU has it: in one table, which is larger than the window, and with what others left in the buffer.
-    packing = Packing(windows, 40, input_scale, None, together=True)
+    packing = BatchLayout(windows, 40, input_scale, None, together=True)
     buffer = rng.integers(0, 256, packing.size, dtype=np.uint8)
     packing.write(windows, buffer)
     assert equal(packing.read(torch.from_numpy(buffer)), found)
@@ -224,7 +224,7 @@ def test_epochs_are_the_authors(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Epochs(present, 1)
     assert all(sorted(whole[60 * e + i] for i in range(60)) == list(range(60)) for e in range(3))
     monkeypatch.setattr(crops_module, "EPOCH", (14, 30))
-    monkeypatch.setattr(crops_module, "OF_A_CLASS", 6)
+    monkeypatch.setattr(crops_module, "IMAGES_PER_CLASS", 6)
     epochs = Epochs(present, 1)
     places = [epochs[place] for place in range(400)]
     again = Epochs(present, 1)
@@ -313,8 +313,8 @@ def test_on_a_gpu_without_waiting(split: Split) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     for step, batch in enumerate(kept):
-        expected = assemble(crops.draw(step, 4), 44, 1.2, CPU)
+        expected = make_batch(crops.draw(step, 4), 44, 1.2, CPU)
         assert batch.names == expected.names
         assert torch.equal(batch.labels.cpu(), expected.labels)
         torch.testing.assert_close(batch.images.cpu(), expected.images, rtol=0, atol=1e-3)
-        assert equal(batch, assemble(crops.draw(step, 4), 44, 1.2, device))
+        assert equal(batch, make_batch(crops.draw(step, 4), 44, 1.2, device))

@@ -18,7 +18,7 @@ import yaml
 from toy_training import RECIPE, run, write
 
 from pipeline import download, prepare, settings, weights
-from pipeline.runtime.cli import AGAIN
+from pipeline.runtime.cli import EXIT_TRY_AGAIN
 from refinenet.config import Recipe
 from refinenet.data.split import Split
 from refinenet.training import checkpoints
@@ -225,6 +225,6 @@ def test_stage_killed_twenty_times_ends_in_the_same_bytes(trainable: Path, tmp_p
     assert process.poll() is None, "too few steps for twenty kills"
     process.terminate()
     _, told = process.communicate()
-    assert process.returncode == AGAIN, told
+    assert process.returncode == EXIT_TRY_AGAIN, told
     assert "the same command goes on from checkpoints/person-res50/step-" in told
     assert finish(folder) == whole

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from refinenet import RefineNet
 from refinenet.config import Initial
-from refinenet.data.augment import assemble
+from refinenet.data.augment import make_batch
 from refinenet.data.split import Split
 from refinenet.errors import UserError
 from refinenet.model.network import save
-from refinenet.training.initial import begin, crops_of
+from refinenet.training.initial import crops_of, load_initial_weights
 
 RECIPE = toy_training.RECIPE
 THIN: dict[str, Any] = {"backbone": "resnet50", "stem": 2, "width": 4, "coarse_width": 8, "pools": 1}
@@ -42,9 +42,9 @@ def test_a_backbone_is_loaded_and_the_rest_is_drawn(tmp_path: Path, images: Spli
     trained, path = network(1), tmp_path / "resnet50.safetensors"
     save_file(trained.backbones[0].state_dict(), path)
     first, again, other = network(2), network(3), network(2)
-    begin(path, first, images, RECIPE, 5)
-    begin(path, again, images, RECIPE, 5)
-    begin(path, other, images, RECIPE, 6)
+    load_initial_weights(path, first, images, RECIPE, 5)
+    load_initial_weights(path, again, images, RECIPE, 5)
+    load_initial_weights(path, other, images, RECIPE, 6)
     assert all(same(trained, first, "backbones"))
     assert all(same(first, again))
     assert not all(same(first, other))
@@ -55,7 +55,7 @@ def test_a_pretraining_goes_on_with_the_whole_network(tmp_path: Path, images: Sp
     trained, path = network(1), tmp_path / "voc-coco.safetensors"
     save(trained, path, {"classes": ("a", "b", "c")})
     after = network(2, dropout=0.1)
-    begin(path, after, images, replace(RECIPE, initial=initial), 5)
+    load_initial_weights(path, after, images, replace(RECIPE, initial=initial), 5)
     assert all(same(trained, after))
 
 
@@ -69,10 +69,10 @@ def test_levelled_maps_are_equally_far_apart_whatever_the_backbone_gives(
             block.bn3.weight.data.mul_(times)
     save_file(trained.backbones[0].state_dict(), path)
     levelled, scaled = network(2, cascade=cascade), network(2, cascade=cascade)
-    begin(path, levelled, images, replace(RECIPE, initial="levelled"), 5)
-    begin(path, scaled, images, RECIPE, 5)
+    load_initial_weights(path, levelled, images, replace(RECIPE, initial="levelled"), 5)
+    load_initial_weights(path, scaled, images, RECIPE, 5)
     windows = crops_of(images, RECIPE, 5).draw(0, 8)
-    batch = assemble(windows, RECIPE.crop, RECIPE.input_scale, torch.device("cpu")).images
+    batch = make_batch(windows, RECIPE.crop, RECIPE.input_scale, torch.device("cpu")).images
     found = {}
     for name, convolution in levelled.adapt.items():
         convolution.register_forward_hook(lambda m, i, output, name=name: found.__setitem__(name, output.std().item()))
@@ -104,14 +104,14 @@ def test_another_network_is_named(tmp_path: Path, images: Split, changes: dict[s
     path = tmp_path / "voc-coco.safetensors"
     save(network(1), path, {})
     with pytest.raises(UserError, match=message):
-        begin(path, network(2, **changes), images, RECIPE, 0)
+        load_initial_weights(path, network(2, **changes), images, RECIPE, 0)
 
 
 def test_no_file_and_half_a_file(tmp_path: Path, images: Split) -> None:
     path = tmp_path / "voc-coco.safetensors"
     with pytest.raises(UserError, match=r"voc-coco\.safetensors: no such file"):
-        begin(path, network(0), images, RECIPE, 0)
+        load_initial_weights(path, network(0), images, RECIPE, 0)
     save(network(1), path, {})
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="cut short"):
-        begin(path, network(0), images, RECIPE, 0)
+        load_initial_weights(path, network(0), images, RECIPE, 0)

@@ -15,8 +15,8 @@ from toy_training import RECIPE, model, run, weights, write
 
 from refinenet import RefineNet
 from refinenet.config import Recipe
-from refinenet.data.augment import assemble
-from refinenet.data.concat import Joined
+from refinenet.data.augment import make_batch
+from refinenet.data.concat import ConcatSplits
 from refinenet.data.crops import Crops
 from refinenet.data.loader import Loader
 from refinenet.data.split import Split
@@ -24,7 +24,7 @@ from refinenet.errors import UserError
 from refinenet.training import loop
 from refinenet.training.loop import Phase, train
 from refinenet.training.memory import activation_bytes
-from refinenet.training.step import loss_of, prepared, rate, step_bytes
+from refinenet.training.step import lr_at_step, pixel_loss, step_bytes, wrap_for_training
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def plain(split: Split, recipe: Recipe) -> tuple[bytes, list[float]]:
     for step in range(recipe.steps):
         torch.manual_seed(step)
         for group, factor in zip(optimiser.param_groups, (1, recipe.backbone_lr), strict=True):
-            group["lr"] = rate(recipe, step) * factor
-        batch = assemble(crops.draw(step, recipe.batch), recipe.crop, recipe.input_scale, torch.device("cpu"))
-        loss = loss_of(net(batch.images), batch.labels)
+            group["lr"] = lr_at_step(recipe, step) * factor
+        batch = make_batch(crops.draw(step, recipe.batch), recipe.crop, recipe.input_scale, torch.device("cpu"))
+        loss = pixel_loss(net(batch.images), batch.labels)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         assert recipe.clip is not None
@@ -77,12 +77,12 @@ def gradients(recipe: Recipe, dropout: float = 0.0) -> tuple[torch.Tensor, torch
     net = model(dropout)
     images = torch.rand(2, 3, 40, 36, generator=torch.Generator().manual_seed(1)) * 255
     labels = torch.randint(0, 3, (2, 40, 36), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
-    with prepared(net, recipe) as network:
+    with wrap_for_training(net, recipe) as network:
         torch.manual_seed(3)
         net.train()
         scores = network(images)
-        assert loss_of(scores, labels).dtype == torch.float32
-        loss_of(scores, labels).backward()  # type: ignore[no-untyped-call]
+        assert pixel_loss(scores, labels).dtype == torch.float32
+        pixel_loss(scores, labels).backward()  # type: ignore[no-untyped-call]
         flat = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
         assert flat.dtype == torch.float32
         net.eval()
@@ -139,8 +139,8 @@ def test_loss_is_the_mean_over_labelled_pixels_at_a_quarter() -> None:
     labels[0, :10] = 255
     truth = labels[:, 2::4, 2::4].long()  # the centre of each 4 x 4 cell
     expected = F.cross_entropy(logits.float(), truth, ignore_index=255)
-    torch.testing.assert_close(loss_of(logits, labels), expected)
-    void = loss_of(logits, torch.full_like(labels, 255))
+    torch.testing.assert_close(pixel_loss(logits, labels), expected)
+    void = pixel_loss(logits, torch.full_like(labels, 255))
     void.backward()  # type: ignore[no-untyped-call]
     assert void.item() == 0
     assert logits.grad is not None
@@ -149,11 +149,11 @@ def test_loss_is_the_mean_over_labelled_pixels_at_a_quarter() -> None:
 
 def test_schedules() -> None:
     drop = Recipe(steps=100, lr=1.0, drop_at=0.8)
-    assert [rate(drop, s) for s in (0, 79, 80, 99)] == pytest.approx([1, 1, 0.1, 0.1])
+    assert [lr_at_step(drop, s) for s in (0, 79, 80, 99)] == pytest.approx([1, 1, 0.1, 0.1])
     cosine = Recipe(steps=100, lr=1.0, schedule="cosine", warmup=10)
-    assert rate(cosine, 0) == pytest.approx(0.1)
-    assert rate(cosine, 50) == pytest.approx(0.5)
-    assert rate(cosine, 99) < 0.001
+    assert lr_at_step(cosine, 0) == pytest.approx(0.1)
+    assert lr_at_step(cosine, 50) == pytest.approx(0.5)
+    assert lr_at_step(cosine, 99) < 0.001
 
 
 def test_loss_that_is_not_finite_names_step_and_images(split: Split, tmp_path: Path) -> None:
@@ -191,14 +191,14 @@ def test_phases_draw_from_their_own_images(split: Split, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(loop, "Loader", Spy)
     other = write(tmp_path / "other.arrow", seed=1)
-    both = Joined([split, other])
+    both = ConcatSplits([split, other])
     assert len(both) == len(both.present()) == len(both.counts()) == 12
     assert [both[i].name for i in (0, 5, 6, 11)] == ["image0", "image5", "other0", "other5"]
     run([Phase(both, 5), Phase(other, 2)], tmp_path)
     assert set.union(*seen[:5]) == {"image", "other"}
     assert seen[5:] == [{"other"}, {"other"}]
     with pytest.raises(UserError, match=r"third.arrow: has the classes a, x, c, expected those of .*image.arrow: a, b"):
-        Joined([split, write(tmp_path / "third.arrow", classes=("a", "x", "c"))])
+        ConcatSplits([split, write(tmp_path / "third.arrow", classes=("a", "x", "c"))])
 
 
 @pytest.mark.gpu
