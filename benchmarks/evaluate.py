@@ -89,7 +89,7 @@ def variants(choice: argparse.Namespace) -> tuple[RefineNet, dict[str, Variant]]
     if choice.tile:
         made[f"ours, fast, tiles of {choice.tile}"] = ours(fast, 1, tile=choice.tile)
     if choice.compile:
-        compiled = optimise_for_inference(model, fast=True, compiled=True)
+        compiled = optimise_for_inference(model, fast=True, compile=True)
         made["ours, compiled"] = ours(compiled, choice.batch)
         made["ours, compiled, bfloat16"] = ours(compiled, choice.batch, "bfloat16")
     return model, made

@@ -173,7 +173,7 @@ def finished(folder: Path) -> list[dict[str, Any]]:
     done = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     if not done:
         raise UserError(f"{folder}: no scores (*.json) here yet")
-    return sorted(done, key=lambda found: -found["recipe"]["steps"] * found["recipe"]["batch"])
+    return sorted(done, key=lambda found: -found["recipe"]["steps"] * found["recipe"]["batch_size"])
 
 
 def show(done: Sequence[Mapping[str, Any]]) -> None:

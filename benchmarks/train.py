@@ -34,11 +34,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "the recipe's defaults": {},
     "channels last": {"channels_last": True},
     "bfloat16": {"precision": "bfloat16"},
-    "compiled": {"compiled": True},
-    "recompute": {"recompute": True},
+    "compiled": {"compile": True},
+    "recompute": {"activation_checkpointing": True},
     "channels last, bfloat16": {"channels_last": True, "precision": "bfloat16"},
-    "channels last, bfloat16, compiled": {"channels_last": True, "precision": "bfloat16", "compiled": True},
-    "all of them": {"channels_last": True, "precision": "bfloat16", "compiled": True, "recompute": True},
+    "channels last, bfloat16, compiled": {"channels_last": True, "precision": "bfloat16", "compile": True},
+    "all of them": {"channels_last": True, "precision": "bfloat16", "compile": True, "activation_checkpointing": True},
 }
 PLAIN = "plain eager float32"
 
@@ -90,7 +90,7 @@ def measure(
     labels = torch.randint(0, 21, (batch, size, size), device=device, dtype=torch.uint8)
     model.to(device)
     work = 3 * operations(model, images)
-    recipe = Recipe(1, batch=batch, crop=size, input_scale=1.0)
+    recipe = Recipe(1, batch_size=batch, crop=size, input_scale=1.0)
     recipes = {
         name: replace(recipe, **change) for name, change in CHANGES.items() if compiled or "compiled" not in change
     }
@@ -105,7 +105,7 @@ def measure(
         for name, own in recipes.items():
             net = copy.deepcopy(model).train()
             # On a CPU it is counted tensor by tensor, which a compiled step does not show.
-            memory[name] = step_bytes(net, own) if device.type == "cpu" and not own.compiled else None
+            memory[name] = step_bytes(net, own) if device.type == "cpu" and not own.compile else None
             optimisers[name] = make_optimiser(net, own)
             steps[name] = step_of(stack.enter_context(wrap_for_training(net, own)), optimisers[name], images, labels)
         products = {precision: matrix_rate(device, precision) for precision in ("float32", "bfloat16")}  # type: ignore[arg-type]

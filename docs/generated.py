@@ -86,7 +86,7 @@ def trainings() -> list[tuple[str, ...]]:
                 f"`{name}`",
                 f"`{training.start}`",
                 network,
-                f"{recipe.steps:,} x {recipe.batch}",
+                f"{recipe.steps:,} x {recipe.batch_size}",
                 f"{recipe.crop} x {recipe.input_scale}",
                 on or f"{training.data} train",
             )

@@ -129,19 +129,19 @@ def works(params: Params, profile: Profile, where: str) -> list[Work]:
         side = round(recipe.crop * recipe.input_scale)
         network = json.dumps(made["network"], sort_keys=True)
         classes = len(datasets.load(training.data).CLASSES)
-        adds, parameters, step = counted(network, classes, side, recipe.batch)
+        adds, parameters, step = counted(network, classes, side, recipe.batch_size)
         pixels, waiting = (0.0, 0.0) if early else tested(profile, training, recipe)
         found.append(
             Work(
                 name=name,
                 side=side,
                 multiply_adds=adds,
-                crops=0 if name in profile.models else recipe.steps * recipe.batch,
+                crops=0 if name in profile.models else recipe.steps * recipe.batch_size,
                 testing=adds / side**2 * pixels,
                 waiting=waiting,
                 memory=2 * FLOAT * parameters + step,  # weights and momentum
                 parameters=parameters,
-                batch=recipe.batch,
+                batch=recipe.batch_size,
                 precision=recipe.precision,
                 after=training.start if training.start in {work.name for work in found} else None,
             )

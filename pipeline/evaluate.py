@@ -119,7 +119,7 @@ def run(name: str) -> None:
         progress.bar(f"evaluate {name}", "image", total=len(split)) as bar,
     ):
         begin = time.perf_counter()
-        for batch in batches(split.sizes(), choice.batch):
+        for batch in batches(split.sizes(), choice.batch_size):
             samples = [split[index] for index in batch]
             for sample in samples:
                 if sample.label is None:

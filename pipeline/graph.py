@@ -60,7 +60,7 @@ class Stage:
         values: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
         if not str(values.get("device", "cuda")).startswith("cuda"):
             return 0
-        return int(self.meta.get("gpu", 0)) * int((values.get("recipe") or {}).get("processes", 1))
+        return int(self.meta.get("gpu", 0)) * int((values.get("recipe") or {}).get("num_processes", 1))
 
     @property
     def stamp(self) -> Path:

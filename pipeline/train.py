@@ -2,8 +2,8 @@
 
 A pretraining ends in weights/<pretraining>.safetensors instead, where experiments start. Killed at any moment and
 started again it goes on from checkpoints/<experiment>/ and ends in the same bytes; a SIGTERM ends it with exit code 75
-after a last checkpoint. With `train: {processes: 2}` in the profile it trains on two GPUs. An experiment whose finished
-weights the profile names (`models`) is not trained: they are converted, and the curve has no points.
+after a last checkpoint. With `train: {num_processes: 2}` in the profile it trains on two GPUs. An experiment whose
+finished weights the profile names (`models`) is not trained: they are converted, and the curve has no points.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def run(name: str) -> None:
     if choice.target == "weights" and not choice.phases:
         skip_pretraining(name, start)
         return
-    if choice.recipe.processes > 1 and "WORLD_SIZE" not in os.environ:
+    if choice.recipe.num_processes > 1 and "WORLD_SIZE" not in os.environ:
         from pipeline.runtime.torchrun import together as launch
 
-        launch("pipeline.train", name, choice.recipe.processes, choice.device)
+        launch("pipeline.train", name, choice.recipe.num_processes, choice.device)
         return
     wanted = choice.phases or (PhaseSettings(((choice.data, "train"),), choice.recipe.steps),)
     parts = {(data, split): Split(Path("data") / data / f"{split}.arrow") for p in wanted for data, split in p.parts}
@@ -82,7 +82,7 @@ def run(name: str) -> None:
     with (
         processes(device) as together,
         track("train", name, choice.data, params, inputs, checkpoints) as log,
-        progress.bar(name, "image", total=steps * choice.recipe.batch, disable=not together.first) as bar,
+        progress.bar(name, "image", total=steps * choice.recipe.batch_size, disable=not together.first) as bar,
     ):
         # Of all that the result depends on: a checkpoint of anything else is no place to go on from.
         digests = {str(path): dvc_md5(path) for path in inputs.values()} if together.first else {}
@@ -94,13 +94,13 @@ def run(name: str) -> None:
 
         def on_step(done: loop.Progress) -> None:
             nonlocal before, at
-            progress.reach(bar, done.step * choice.recipe.batch, choice.recipe.batch)
+            progress.reach(bar, done.step * choice.recipe.batch_size, choice.recipe.batch_size)
             if done.point is None:
                 return
             now = time.perf_counter()
             values = {"loss": done.point.loss, "lr": done.point.lr}
             if before:  # the first interval also has what is done once
-                values["images_per_second"] = (done.step - before) * choice.recipe.batch / (now - at)
+                values["images_per_second"] = (done.step - before) * choice.recipe.batch_size / (now - at)
             values |= device_load(device)
             before, at = done.step, now
             bar.set_postfix(loss=f"{done.point.loss:.3f}", refresh=False)

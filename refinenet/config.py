@@ -15,7 +15,7 @@ PoolOrder = Literal["pool-conv", "conv-pool"]
 Upsample = Literal["bilinear", "bilinear-aligned", "bicubic"]
 Stride = Literal["3x3", "1x1"]
 Average = Literal["probability", "log"]
-Initial = Literal["gaussian", "scaled", "levelled"]
+Initial = Literal["gaussian", "scaled", "variance_matched"]
 Precision = Literal["float32", "bfloat16"]
 
 SMALLEST_TILE = 256  # pixels a side; of less the borders would be most
@@ -147,16 +147,16 @@ class Recipe:
     """How a network is trained. The defaults are the authors' (file of their code in brackets)."""
 
     steps: int
-    batch: int = 1  # images a step (gen_net_opts)
+    batch_size: int = 1  # images a step (gen_net_opts)
     crop: int = 400  # pixels a side, after scaling; 600 for Cityscapes (demo)
     input_scale: float = 1.2  # the crop is enlarged by this before the network (gen_featnet_config_resnet_custom)
     scales: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)  # (batch_do_data_augmentation; paper: 0.7 to 1.3)
     short_edge: tuple[int, int] | None = None  # brought into this before all else; authors: 450 to 1100
     flip: bool = True
-    balanced: bool = True  # classes drawn evenly, crops centred on a pixel of the class (my_epoch_run_config, type 1)
-    epochs: bool = True  # with `balanced`: the authors' epochs of 1000 to 2000 images; else a class, then its image
-    class_power: float = 0.0  # where a class is drawn first: as often as its number of images to this power
-    square: bool = True  # a crop is a square within the short edge (batch_do_data_crop); else it goes on along the long
+    class_balanced: bool = True  # classes drawn evenly, crops centred on a pixel of it (my_epoch_run_config, type 1)
+    epoch_sampling: bool = True  # with it: the authors' epochs of 1000 to 2000 images; else a class, then its image
+    class_sampling_power: float = 0.0  # where a class is drawn first: as often as its number of images to this power
+    square_crops: bool = True  # a square within the short edge (batch_do_data_crop); else it goes on along the long one
     lr: float = 5e-4  # of the new layers (demo_refinenet_train)
     backbone_lr: float = 0.1  # times lr, for the layers that start from ImageNet weights
     momentum: float = 0.9
@@ -164,26 +164,29 @@ class Recipe:
     schedule: Literal["drop", "cosine"] = "drop"  # drop: lr x 0.1 at `drop_at`, by hand in the authors' code
     drop_at: float = 0.8  # fraction of the steps
     warmup: int = 0  # steps over which the rate rises linearly
-    clip: float | None = None  # largest norm of the gradient; the authors do not clip
-    initial: Initial = "gaussian"  # see RefineNet.initialise
+    grad_clip: float | None = None  # largest norm of the gradient; the authors do not clip
+    init: Initial = "gaussian"  # see RefineNet.initialise
     optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw: ours, momentum is its beta 1
     precision: Precision = "float32"  # of the convolutions; weights, gradients and the loss are float32 in both
     channels_last: bool = False  # order of the maps in memory, which convolutions are faster in
-    compiled: bool = False  # torch.compile of the network
-    processes: int = 1  # a GPU each; a batch is shared out, so the result is that of one to rounding, dropout apart
-    recompute: bool = False  # maps inside the network are computed again for the gradient instead of kept: less memory
+    compile: bool = False  # torch.compile of the network
+    num_processes: int = 1  # a GPU each; a batch is shared out, so the result is that of one to rounding, dropout apart
+    activation_checkpointing: bool = False  # maps are computed again for the gradient instead of kept: less memory
     log_every: int = 20
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "crop", "processes", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "crop", "num_processes", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}, expected 1 or more")
-        if self.batch < self.processes:
-            raise UserError(f"train.batch is {self.batch}, expected an image for each of {self.processes} processes")
-        if not 0 <= self.class_power <= 1:
+        if self.batch_size < self.num_processes:
             raise UserError(
-                f"train.class_power is {self.class_power}, expected 0 (all classes alike) to 1 (as in images)"
+                f"train.batch_size is {self.batch_size}, expected an image for each of {self.num_processes} processes"
+            )
+        if not 0 <= self.class_sampling_power <= 1:
+            raise UserError(
+                f"train.class_sampling_power is {self.class_sampling_power}, expected 0 (all classes alike) to 1 "
+                "(as in images)"
             )
         if not self.scales or min(self.scales) <= 0 or self.input_scale <= 0 or self.lr <= 0:
             raise UserError("train.scales, train.input_scale and train.lr must be above 0")

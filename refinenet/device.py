@@ -61,7 +61,7 @@ def reserve(count: int) -> str:
         if len(taken) < count and hold(_lock(name)):
             taken.append(name)
     if len(taken) < count:
-        raise UserError(f"train.processes is {count}, but {len(taken)} of {len(free)} GPUs here are free")
+        raise UserError(f"train.num_processes is {count}, but {len(taken)} of {len(free)} GPUs here are free")
     return ",".join(f"GPU-{name}" for name in taken)
 
 

@@ -157,9 +157,9 @@ class Evaluate:
 
     `of`: the experiment that this one repeats from another seed, which is the training's, as `seed` is; None: it
     repeats none.
-    `tile`: side, in pixels of the scaled image, above which it is cut into overlapping tiles. `batch`: images of one
-    size that go through the network together. `precision`, `channels_last`, `compiled`: as of a training. `fast`: norms
-    folded into the convolutions, on a CPU in float32 also Winograd's convolution (refinenet/inference/fast.py).
+    `tile`: side, in pixels of the scaled image, above which it is cut into overlapping tiles. `batch_size`: images of
+    one size that go through the network together. `precision`, `channels_last`, `compile`: as of a training. `fast`:
+    norms folded into the convolutions, on a CPU in float32 also Winograd's (refinenet/inference/fast.py).
     """
 
     data: str
@@ -174,21 +174,21 @@ class Evaluate:
     average: Average = "probability"
     pictures: int = 4
     tile: int | None = None
-    batch: int = 1
+    batch_size: int = 1
     precision: Precision = "float32"
     channels_last: bool = False
-    compiled: bool = False
+    compile: bool = False
     fast: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise UserError(f"evaluate.batch is {self.batch}, expected 1 or more")
+        if self.batch_size < 1:
+            raise UserError(f"evaluate.batch_size is {self.batch_size}, expected 1 or more")
         if self.tile is not None and self.tile < SMALLEST_TILE:
             raise UserError(f"evaluate.tile is {self.tile} pixels a side, expected {SMALLEST_TILE} or more")
 
     def predictor_settings(self) -> dict[str, Any]:
         """Return what `refinenet.inference.predictor.Predictor` takes by name."""
-        names = ("average", "precision", "tile", "fast", "channels_last", "compiled")
+        names = ("average", "precision", "tile", "fast", "channels_last", "compile")
         return {name: getattr(self, name) for name in names} | {"resizing": Resizing(self.input_scale, self.short_edge)}
 
 

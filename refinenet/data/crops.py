@@ -3,8 +3,8 @@
 The authors resize the whole image by the drawn scale and cut the crop from that. Here the window that it comes from is
 cut first, a view into the memory-mapped split, and resized later (augment.py): the same picture but for a border of
 the filter's width, and a fraction of the pixels are touched. Two other differences: sizes after scaling are not made
-even, and crops at random places (`balanced` off) are centred on any pixel, where the authors have a grid of a fifth of
-the crop.
+even, and crops at random places (`class_balanced` off) are centred on any pixel, where the authors have a grid of a
+fifth of the crop.
 
 Every draw depends on (seed, step) alone, so that training can stop and go on at any step with nothing to remember.
 """
@@ -67,20 +67,21 @@ class Crops:
         crop: side of the crop in pixels, after scaling; smaller where the scaled image is.
         scales: one of these is drawn for each crop.
         flip: whether half of the crops are mirrored.
-        balanced: True: the crop is centred on a random pixel of a drawn class (the authors' "type 1"). False: an image
-            and a position are drawn ("type 2").
+        class_balanced: True: the crop is centred on a random pixel of a drawn class (the authors' "type 1"). False: an
+            image and a position are drawn ("type 2").
         seed: of all draws.
         short_edge: each image's short edge is brought into these limits before it is scaled.
-        epochs: with `balanced`, how image and class are drawn. True: the authors' way (my_epoch_run_config.m): images
-            in epochs of 1000 to 2000, those first that were not in the last ones, and taken while a class of theirs has
-            been in fewer than 100; then any class of the image. False: any class, then an image that has it, which
-            teaches all classes in few steps. On 1,440 images of VOC background is at the centre of 39 % of the authors'
-            crops and of 5 % of these; while every image comes ten times, the most frequent comes 15 times there and
-            355 times here, being one of two that have its class.
-        class_power: where a class is drawn first, as often as its number of images to this power. 0: all alike, so that
-            the few images of a rare class come over and over; 0.5: the square root; 1: as the images have them. Ours.
-        square: True: the crop is a square no larger than the scaled image's short edge, and that even (the authors'
-            way). False: it goes on along the longer edge.
+        epoch_sampling: with `class_balanced`, how image and class are drawn. True: the authors' way
+            (my_epoch_run_config.m): images in epochs of 1000 to 2000, those first that were not in the last ones, and
+            taken while a class of theirs has been in fewer than 100; then any class of the image. False: any class,
+            then an image that has it, which teaches all classes in few steps. On 1,440 images of VOC background is at
+            the centre of 39 % of the authors' crops and of 5 % of these; while every image comes ten times, the most
+            frequent comes 15 times there and 355 times here, being one of two that have its class.
+        class_sampling_power: where a class is drawn first, as often as its number of images to this power. 0: all
+            alike, so that the few images of a rare class come over and over; 0.5: the square root; 1: as the images
+            have them. Ours.
+        square_crops: True: the crop is a square no larger than the scaled image's short edge, and that even (the
+            authors' way). False: it goes on along the longer edge.
     """
 
     def __init__(
@@ -89,16 +90,16 @@ class Crops:
         crop: int,
         scales: Sequence[float],
         flip: bool,
-        balanced: bool,
+        class_balanced: bool,
         seed: int,
         short_edge: tuple[int, int] | None = None,
-        epochs: bool = False,
-        square: bool = False,
-        class_power: float = 0.0,
+        epoch_sampling: bool = False,
+        square_crops: bool = False,
+        class_sampling_power: float = 0.0,
     ) -> None:
         self._split, self._crop, self._scales = split, crop, tuple(scales)
-        self._flip, self._balanced, self._seed, self._short_edge = flip, balanced, seed, short_edge
-        self._square = square
+        self._flip, self._balanced, self._seed, self._short_edge = flip, class_balanced, seed, short_edge
+        self._square = square_crops
         count = getattr(split, "counts", None)
         self._counts: Integers | None = None if count is None else count()
         if self._counts is None:
@@ -110,13 +111,13 @@ class Crops:
             for wanted in present.tolist():
                 images.setdefault(wanted, []).append(index)
         self._images = sorted(images.items())  # class, the images that have it
-        if balanced and not images:
+        if class_balanced and not images:
             raise UserError(f"{getattr(split, 'path', 'training images')}: no label has a class, expected one or more")
         self._up_to: npt.NDArray[np.float64] | None = None  # of the classes, in the order of `_images`
-        if class_power:
-            shares = np.array([len(found) for _, found in self._images], np.float64) ** class_power
+        if class_sampling_power:
+            shares = np.array([len(found) for _, found in self._images], np.float64) ** class_sampling_power
             self._up_to = shares.cumsum() / shares.sum()
-        self._epochs = Epochs(self._present, seed) if balanced and epochs else None
+        self._epochs = Epochs(self._present, seed) if class_balanced and epoch_sampling else None
 
     def draw(self, step: int, batch: int) -> list[Window]:
         """The windows of step `step`: the same for the same seed, whatever was drawn before."""

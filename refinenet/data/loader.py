@@ -55,7 +55,9 @@ class Loader(Iterator[Batch]):
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
         if batch < world:
-            raise UserError(f"train.batch is {batch}, expected one image or more for each of the {world} processes")
+            raise UserError(
+                f"train.batch_size is {batch}, expected one image or more for each of the {world} processes"
+            )
         share = ProcessGroup(rank, world).share(batch)
         self._feed = _Feed(crops, batch, crop, input_scale, device, share, start, stop)
         self._thread: threading.Thread | None = None

@@ -39,20 +39,20 @@ def optimise_for_inference(
     *,
     fast: bool = False,
     channels_last: bool = False,
-    compiled: bool = False,
+    compile: bool = False,
     precision: Precision = "float32",
 ) -> nn.Module:
     """The same function, made ready for many images; `model` itself unless something is asked for.
 
     `fast`: norms folded, channels last, on a CPU in float32 Winograd's convolution: logits differ by about 1e-5 of the
-    largest. `channels_last`: order of the maps in memory. `compiled`: torch.compile, anew for a size or two, then for
+    largest. `channels_last`: order of the maps in memory. `compile`: torch.compile, anew for a size or two, then for
     any; with `fast` the norms are folded, but no Winograd. `precision`: what `predict` will be asked for.
     """
     from refinenet.inference.fast import FastRefineNet, fold
 
-    if fast and not compiled:
+    if fast and not compile:
         return FastRefineNet(model, winograd=precision == "float32")
-    if not (fast or channels_last or compiled):
+    if not (fast or channels_last or compile):
         return model
     net = copy.deepcopy(model).eval()
     if fast:
@@ -60,7 +60,7 @@ def optimise_for_inference(
             fold(backbone)
     if fast or channels_last:
         net = net.to(memory_format=torch.channels_last)
-    return cast(nn.Module, torch.compile(net)) if compiled else net
+    return cast(nn.Module, torch.compile(net)) if compile else net
 
 
 @torch.inference_mode()

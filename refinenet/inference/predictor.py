@@ -33,7 +33,7 @@ class Predictor:
         resizing: how an image is scaled before the protocols' scales; None: as the model's file says.
         void: False: a void output never wins, every pixel gets a class.
         average, precision, tile: as of `predict_many`.
-        fast, channels_last, compiled: as of `optimise_for_inference`.
+        fast, channels_last, compile: as of `optimise_for_inference`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Predictor:
         tile: int | None = None,
         fast: bool = True,
         channels_last: bool = False,
-        compiled: bool = False,
+        compile: bool = False,
     ) -> None:
         if not path.is_file():
             raise UserError(f"{path}: no such file; `train {path.stem}` makes it, or `dvc pull train`")
@@ -67,7 +67,7 @@ class Predictor:
             assert bias is not None
             bias.data[-1] = -torch.inf
         self._net = optimise_for_inference(
-            self.model, fast=fast, channels_last=channels_last, compiled=compiled, precision=precision
+            self.model, fast=fast, channels_last=channels_last, compile=compile, precision=precision
         )
         short_edge = self.about.get("short_edge") or SHORT_EDGE
         self.resizing = resizing or Resizing(self.about.get("input_scale", 1.0), (short_edge[0], short_edge[1]))

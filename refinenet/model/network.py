@@ -20,7 +20,7 @@ from refinenet.model.blocks import RefineNetBlock, conv3x3, imresize
 
 # "Dropout on the taps with more channels than this": stages 3 and 4 of a ResNet (add_init_net_dropout).
 _DROPOUT_ABOVE = 512
-# Of the maps of stage 1 to 4, see `RefineNet.level`; benchmarks/learning.md has what else was tried.
+# Of the maps of stage 1 to 4, see `RefineNet.match_variance`; benchmarks/learning.md has what else was tried.
 MAP_STD = (0.25, 0.5, 1.0, 2.0)
 
 
@@ -90,12 +90,12 @@ class RefineNet(nn.Module):
 
         "gaussian": N(0, 0.01^2), the authors'. It is meant for 256 channels: a thin decoder would pass on next to
         nothing. "scaled": N(0, gain / fan-in), where 2 keeps the variance after a ReLU; what is summed onto a path
-        starts small, since nothing in a RefineNet normalises the sum. "levelled" (ours): the same, but a fusion hands
-        on what it gets, one channel to one or in an orthogonal mixture, and pooling adds less, so that no block of a
-        cascade blurs the coarse maps that come through it; `level` is to follow.
+        starts small, since nothing in a RefineNet normalises the sum. "variance_matched" (ours): the same, but a fusion
+        hands on what it gets, one channel to one or in an orthogonal mixture, and pooling adds less, so that no block
+        of a cascade blurs the coarse maps that come through it; `match_variance` is to follow.
         """
         gains = {"conv1": 2.0, "conv2": 0.02, "pooling": 0.1, "fusion": 0.5, "adapt": 2.0, "classifier": 0.02}
-        if how == "levelled":
+        if how == "variance_matched":
             gains |= {"pooling": 0.02, "fusion": 0.02}
         for name, module in self.named_modules():
             if not isinstance(module, nn.Conv2d) or name.startswith("backbones"):
@@ -105,7 +105,7 @@ class RefineNet(nn.Module):
             std = 0.01 if how == "gaussian" else (gains[part] / module.weight[0].numel()) ** 0.5
             with torch.no_grad():
                 module.weight.normal_(0, std, generator=generator)
-                if how == "levelled" and part == "fusion":
+                if how == "variance_matched" and part == "fusion":
                     out, into = module.weight.shape[:2]
                     mixed = torch.eye(out)
                     if out != into:
@@ -115,7 +115,7 @@ class RefineNet(nn.Module):
                     module.bias.zero_()
 
     @torch.no_grad()
-    def level(self, images: Tensor) -> None:
+    def match_variance(self, images: Tensor) -> None:
         """Scale the adapting convolutions: on `images` their outputs then have the standard deviations `MAP_STD`.
 
         Ours. A RefineNet sums maps that nothing normalises, so the loudest decides at first. In some backbones that is

@@ -80,12 +80,12 @@ def check_fit(start: Path, network: RefineNet) -> None:
 
 
 def initialise(model: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
-    """Draw the weights of the new layers as `recipe.initial` says; "levelled" looks at the first crops of `images`."""
-    model.initialise(recipe.initial, torch.Generator().manual_seed(seed))
-    if recipe.initial == "levelled":
-        windows = crops_of(images, recipe, seed).draw(0, max(recipe.batch, 8))
+    """Draw the weights of the new layers as `recipe.init` says; "variance_matched" looks at first crops of `images`."""
+    model.initialise(recipe.init, torch.Generator().manual_seed(seed))
+    if recipe.init == "variance_matched":
+        windows = crops_of(images, recipe, seed).draw(0, max(recipe.batch_size, 8))
         device = next(model.parameters()).device
-        model.level(make_batch(windows, recipe.crop, recipe.input_scale, device).images)
+        model.match_variance(make_batch(windows, recipe.crop, recipe.input_scale, device).images)
 
 
 def crops_of(images: Samples, recipe: Recipe, seed: int) -> Crops:
@@ -95,10 +95,10 @@ def crops_of(images: Samples, recipe: Recipe, seed: int) -> Crops:
         recipe.crop,
         recipe.scales,
         recipe.flip,
-        recipe.balanced,
+        recipe.class_balanced,
         seed,
         recipe.short_edge,
-        recipe.epochs,
-        recipe.square,
-        recipe.class_power,
+        recipe.epoch_sampling,
+        recipe.square_crops,
+        recipe.class_sampling_power,
     )

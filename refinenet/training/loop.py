@@ -98,9 +98,10 @@ def train(
     """
     phases = images if isinstance(images, Sequence) else [Phase(images, recipe.steps)]
     processes = processes or ProcessGroup()
-    if recipe.batch < processes.world:
+    if recipe.batch_size < processes.world:
         raise UserError(
-            f"train.batch is {recipe.batch} and there are {processes.world} processes, expected an image for each"
+            f"train.batch_size is {recipe.batch_size} and there are {processes.world} processes, "
+            "expected an image for each"
         )
     model.train()
     with wrap_for_training(model, recipe, processes) as network, stored.Store(checkpoints) as store:
@@ -152,7 +153,7 @@ class _Run:
         end = begin + phase.steps
         with Loader(
             crops,
-            recipe.batch,
+            recipe.batch_size,
             recipe.crop,
             recipe.input_scale,
             self.device,
@@ -195,8 +196,8 @@ class _Run:
         (loss * self.processes.world if self.processes.world > 1 else loss).backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if self.recipe.clip is not None:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.clip, norm)
+        if self.recipe.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.grad_clip, norm)
         self.optimiser.step()
         return torch.stack((loss.detach(), norm))
 
@@ -214,7 +215,7 @@ class _Run:
             for what, value in zip(("loss", "gradient"), row, strict=True):
                 if not math.isfinite(value):
                     step = self.state.step - len(pending) + index
-                    names = ", ".join(window.name for window in crops.draw(step, self.recipe.batch))
+                    names = ", ".join(window.name for window in crops.draw(step, self.recipe.batch_size))
                     raise UserError(
                         f"{what} is {value} in step {step + 1} on {names}; "
                         f"last good checkpoint: {self.store.last() or 'none'}"

@@ -75,11 +75,11 @@ def wrap_for_training(
     device = next(model.parameters()).device
     order = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(memory_format=order)
-    with activation_checkpointing(model, recipe.recompute):
+    with activation_checkpointing(model, recipe.activation_checkpointing):
         network: nn.Module = model
-        if recipe.compiled:
+        if recipe.compile:
             # A batch of one has the size of its image: the second size compiles for all.
-            network = torch.compile(model, dynamic=None if recipe.batch == 1 else False)  # type: ignore[assignment]
+            network = torch.compile(model, dynamic=None if recipe.batch_size == 1 else False)  # type: ignore[assignment]
         # Without the coarsest maps the last stage of a backbone is idle.
         coarsest = {scale for taps in model.cascade.blocks for scale, stage in taps if stage == 4}
         unused = len(coarsest) < len(model.cascade.scales)
@@ -97,10 +97,10 @@ def wrap_for_training(
 def step_bytes(model: RefineNet, recipe: Recipe) -> int:
     """The most bytes that the maps and gradients of one step take on a CPU, beside weights and momentum."""
     side = round(recipe.crop * recipe.input_scale)
-    labels = torch.zeros(recipe.batch, side, side, dtype=torch.uint8)
-    images = torch.zeros(recipe.batch, 3, side, side)
+    labels = torch.zeros(recipe.batch_size, side, side, dtype=torch.uint8)
+    images = torch.zeros(recipe.batch_size, 3, side, side)
     model.train()
-    with wrap_for_training(model, replace(recipe, compiled=False)) as network:
+    with wrap_for_training(model, replace(recipe, compile=False)) as network:
         held = activation_bytes(lambda: pixel_loss(network(images), labels))
     model.zero_grad(set_to_none=True)
     return held

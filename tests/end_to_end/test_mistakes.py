@@ -26,7 +26,7 @@ VOC, SBD = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"
 TINY: dict[str, Any] = {
     "base": "mini",
     "rendered": {"train": 4, "val": 2, "height": 64, "width": 80},
-    "train": {"steps": 4, "batch": 2, "crop": 48},
+    "train": {"steps": 4, "batch_size": 2, "crop": 48},
 }
 # The shell of whoever runs the tests decides none of these; no GPU is seen even where there is one.
 UNSET = ("DVC_STAGE", "PIPELINE_ENGINE", "RANK", "MLFLOW_TRACKING_URI", "VOC", "CITYSCAPES")

@@ -1,4 +1,4 @@
-"""One training in several processes, started by the stage itself (`train: {processes: 2}`), over gloo on a CPU."""
+"""One training in several processes, started by the stage itself (`train: {num_processes: 2}`), over gloo on a CPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAME = "person-res50"
 
 def configure(folder: Path, **train: Any) -> None:
     """Write the folder's settings.json with these changes of the recipe."""
-    recipe = {"steps": 40, "batch": 2, "crop": 48, "log_every": 4, "checkpoint_every": 50, "warmup": 0, **train}
+    recipe = {"steps": 40, "batch_size": 2, "crop": 48, "log_every": 4, "checkpoint_every": 50, "warmup": 0, **train}
     rendered = {"train": 4, "val": 2, "height": 64, "width": 80}
     tiny = {"base": "mini", "rendered": rendered, "train": recipe, "dtype": "float32"}
     (folder / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(tiny))
@@ -75,14 +75,14 @@ def finish(folder: Path) -> tuple[Mapping[str, Any], str, bytes]:
 def test_two_processes_do_as_one_and_stop_as_one(folder: Path) -> None:
     """The same weights to rounding; a SIGTERM to all of them at once ends in 75, and then in the same bytes."""
     one, curve, _ = finish(folder)
-    configure(folder, processes=2)
+    configure(folder, num_processes=2)
     two, other, whole = finish(folder)
     assert max(abs(two[name] - one[name]).max() for name in one) < 1e-5
     pairs = zip(other.splitlines()[1:], curve.splitlines()[1:], strict=True)
     for left, right in pairs:
         assert [float(x) for x in left.split(",")] == pytest.approx([float(x) for x in right.split(",")], abs=1e-3)
 
-    configure(folder, processes=2, checkpoint_every=1)
+    configure(folder, num_processes=2, checkpoint_every=1)
     process = start(folder)
     checkpoints = folder / "checkpoints" / NAME
     while not any(checkpoints.glob("step-*.pt")):
@@ -99,7 +99,7 @@ def test_two_processes_do_as_one_and_stop_as_one(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_wrong_is_told_without_a_report_of_processes(folder: Path) -> None:
-    configure(folder, processes=2)
+    configure(folder, num_processes=2)
     shutil.rmtree(folder / "data" / "person")
     process = start(folder)
     _, told = process.communicate(timeout=200)
@@ -108,17 +108,17 @@ def test_what_is_wrong_is_told_without_a_report_of_processes(folder: Path) -> No
 
 
 def test_more_processes_than_images_of_a_batch() -> None:
-    with pytest.raises(UserError, match=r"train\.batch is 1, expected an image for each of 2 processes"):
-        Recipe(steps=1, processes=2)
+    with pytest.raises(UserError, match=r"train\.batch_size is 1, expected an image for each of 2 processes"):
+        Recipe(steps=1, num_processes=2)
 
 
 def test_gpus_for_the_cluster() -> None:
     def gpus(chosen: dict[str, Any]) -> int:
         return Stage("a", "a", "a", (), (), (), {"train.a": chosen}, {"gpu": 1}, False).gpus
 
-    assert gpus({"device": "cuda", "recipe": {"processes": 4}}) == 4
+    assert gpus({"device": "cuda", "recipe": {"num_processes": 4}}) == 4
     assert gpus({"device": "cuda"}) == 1
-    assert gpus({"device": "cpu", "recipe": {"processes": 4}}) == 0
+    assert gpus({"device": "cpu", "recipe": {"num_processes": 4}}) == 0
 
 
 def test_gpus_are_taken_for_all_processes_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

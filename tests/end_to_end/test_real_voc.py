@@ -12,7 +12,7 @@ import small_project
 PROFILE = """\
 base: voc-files
 title: the way a lab would start, for two steps
-datasets: {voc: {train: {steps: 2, batch: 2, log_every: 1}}}
+datasets: {voc: {train: {steps: 2, batch_size: 2, log_every: 1}}}
 evaluate: {protocols: {single: {scales: [0.5]}, multi: {scales: [0.5]}}}
 """
 

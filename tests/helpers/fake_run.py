@@ -134,7 +134,7 @@ def write_settings(root: Path, profile: str = "mini") -> None:
             "data": data,
             "network": {"backbone": backbone.replace("res", "resnet")},
             "phases": [{"parts": [*parts, [data, "train"]]}],
-            "recipe": {"batch": 2, "crop": 100},
+            "recipe": {"batch_size": 2, "crop": 100},
             "start": start,
         }
 

@@ -19,7 +19,15 @@ from refinenet.device import reproducible
 from refinenet.training.loop import Phase, Point, Progress, train
 
 RECIPE = Recipe(
-    steps=7, batch=2, crop=32, input_scale=1.0, lr=0.01, initial="scaled", log_every=2, checkpoint_every=3, clip=1.0
+    steps=7,
+    batch_size=2,
+    crop=32,
+    input_scale=1.0,
+    lr=0.01,
+    init="scaled",
+    log_every=2,
+    checkpoint_every=3,
+    grad_clip=1.0,
 )
 
 

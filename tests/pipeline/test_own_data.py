@@ -627,7 +627,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
 
     # From here on with trainings that take no time; this, too, reruns what it has to.
     profile = project / "profiles/leaves.yaml"
-    profile.write_text(profile.read_text() + "train: {steps: 6, batch: 2, crop: 48}\n")
+    profile.write_text(profile.read_text() + "train: {steps: 6, batch_size: 2, crop: 48}\n")
     assert "pipeline.download" not in call(*SNAKEMAKE)
     settled()
 

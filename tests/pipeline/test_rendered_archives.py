@@ -504,8 +504,8 @@ def test_killed_in_the_middle_leaves_no_archive(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from pipeline.rendered import cityscapes, render
-from pipeline.schema import Rendered
+from pipeline.synthetic import cityscapes, render
+from pipeline.config.schema import Rendered
 cityscapes.png = lambda image: os.kill(os.getpid(), signal.SIGKILL)
 render("cityscapes", Rendered(train=2, val=1), Path({str(tmp_path)!r}))
 """

@@ -52,7 +52,7 @@ def test_the_paper_profile_is_the_authors_recipe(project: Path) -> None:
     train = resolve.resolve()["train"]
     recipe = train["voc-res101"]["recipe"]
     assert (recipe["lr"], recipe["backbone_lr"], recipe["momentum"], recipe["weight_decay"]) == (5e-4, 0.1, 0.9, 5e-4)
-    assert (recipe["batch"], recipe["crop"], recipe["input_scale"]) == (1, 400, 1.2)
+    assert (recipe["batch_size"], recipe["crop"], recipe["input_scale"]) == (1, 400, 1.2)
     assert train["cityscapes-res101"]["recipe"]["crop"] == 600
     # Four pooling blocks on VOC and Person-Part, two elsewhere (paper, 3.2); none in the ablation.
     pools = {name: entry["network"]["pools"] for name, entry in train.items()}
@@ -194,7 +194,11 @@ MISTAKES = {
         {},
         r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are learning, mini",
     ),
-    "power": ({}, {"train": {"class_power": 2}}, r"profiles/mini\.yaml: .*class_power is 2\.0, expected 0 "),
+    "power": (
+        {},
+        {"train": {"class_sampling_power": 2}},
+        r"profiles/mini\.yaml: .*class_sampling_power is 2\.0, expected 0 ",
+    ),
     "recipe key": ({}, {"train": {"stepz": 3}}, r"profiles/mini\.yaml: train of .*: unknown key recipe\.stepz"),
     "recipe value": ({}, {"train": {"steps": "many"}}, r"recipe\.steps is 'many': Input should be a valid integer"),
     "recipe range": ({}, {"train": {"steps": 0}}, r"train\.steps is 0, expected 1 or more"),

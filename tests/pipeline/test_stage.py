@@ -19,7 +19,7 @@ LONG = 300  # seconds; no test waits for them in vain
 CODE = """
 import os, signal, sys, time
 from pathlib import Path
-from pipeline.stage import Terminated, main, terminated
+from pipeline.runtime.cli import Terminated, main, terminated
 from pipeline.tracking import track
 
 def ready():

@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from toy_training import RECIPE, model
 from refinenet.data import Split
-from refinenet.distributed import processes
+from refinenet.training.distributed import processes
 from refinenet.training import Stopped, train
 
 folder = Path(sys.argv[1])
@@ -36,7 +36,7 @@ with processes(torch.device("cpu")) as together:
     asked = [False]
     def go(name, batch, on_step=lambda progress: None):
         net = model(dropout=0.0)
-        recipe = replace(RECIPE, batch=batch, steps={STEPS}, log_every=6)
+        recipe = replace(RECIPE, batch_size=batch, steps={STEPS}, log_every=6)
         curve = train(net, Split(folder / "image.arrow"), recipe, 0, folder / name, "f", on_step,
                       lambda: asked[0], together)
         torch.save((net.state_dict(), [(p.step, p.loss) for p in curve]), folder / f"{{name}}-{{together.rank}}.out")
@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("name", "batch"), [("four", 4), ("three", 3)])
 def test_two_processes_equal_one_with_the_same_batches(folder: Path, name: str, batch: int, tmp_path: Path) -> None:
     net = model(dropout=0.0)
-    recipe: Recipe = replace(RECIPE, batch=batch, steps=STEPS, log_every=6)
+    recipe: Recipe = replace(RECIPE, batch_size=batch, steps=STEPS, log_every=6)
     curve = train(net, write(folder / "image.arrow"), recipe, 0, tmp_path, "f")
     for rank in (0, 1):
         weights, points = torch.load(folder / f"{name}-{rank}.out", weights_only=True)
@@ -98,8 +98,8 @@ def test_a_batch_is_shared_out() -> None:
 
 def test_more_processes_than_images(tmp_path: Path) -> None:
     split = write(tmp_path / "image.arrow")
-    with pytest.raises(UserError, match=r"train\.batch is 2"):
-        train(model(), split, replace(RECIPE, batch=2), 0, tmp_path, "f", processes=ProcessGroup(0, 3))
+    with pytest.raises(UserError, match=r"train\.batch_size is 2"):
+        train(model(), split, replace(RECIPE, batch_size=2), 0, tmp_path, "f", processes=ProcessGroup(0, 3))
 
 
 def test_the_gpu_with_the_most_free_memory_that_nobody_took() -> None:

@@ -50,7 +50,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 
 def make(split: Split, **changed: bool | float) -> Crops:
-    return Crops(split, 44, SCALES, flip=True, seed=3, **{"balanced": True, **changed})  # type: ignore[arg-type]
+    return Crops(split, 44, SCALES, flip=True, seed=3, **{"class_balanced": True, **changed})  # type: ignore[arg-type]
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -88,7 +88,9 @@ def test_processes_together_have_the_whole_batch(split: Split, batch: int, world
         names = tuple(name for share in shares for name in share.names)
         images, labels = (torch.cat([getattr(share, key) for share in shares]) for key in ("images", "labels"))
         assert equal(Batch(names, images, labels), whole)
-    with pytest.raises(UserError, match=r"train\.batch is 2, expected one image or more for each of the 3 processes"):
+    with pytest.raises(
+        UserError, match=r"train\.batch_size is 2, expected one image or more for each of the 3 processes"
+    ):
         Loader(crops, 2, 44, 1.2, CPU, 0, 3)
 
 
@@ -162,7 +164,7 @@ def test_classes_pixels_scales_and_flips_are_drawn_evenly(split: Split) -> None:
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_classes_are_drawn_by_a_power_of_their_images(split: Split, power: float) -> None:
-    draws = [draw for step in range(1500) for draw in make(split, class_power=power).plan(step, 4)]
+    draws = [draw for step in range(1500) for draw in make(split, class_sampling_power=power).plan(step, 4)]
     found, images = Counter(d.wanted for d in draws), (9, 9, 6)
     assert sum(present.size for present in split.present()) == sum(images)
     shares = [count**power / sum(count**power for count in images) for count in images]
@@ -208,7 +210,7 @@ def test_counts_are_a_short_cut_only(split: Split) -> None:
 
 
 def test_square_crops_are_no_larger_than_the_short_edge(split: Split) -> None:
-    crops = make(split, square=True)
+    crops = make(split, square_crops=True)
     sizes = {sample.name: sample.image.shape[:2] for sample in split}
     for step in range(100):
         for window in crops.draw(step, 1):
@@ -245,7 +247,7 @@ def test_epochs_are_the_authors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_centre_in_the_authors_epochs_is_any_class_of_the_image(split: Split) -> None:
-    crops = make(split, epochs=True)
+    crops = make(split, epoch_sampling=True)
     draws = [draw for step in range(900) for draw in crops.plan(step, 1)]
     assert set(Counter(d.sample for d in draws).values()) == {100}  # 100 epochs of all images
     present = split.present()
@@ -289,9 +291,9 @@ def test_program_ends_although_the_loader_was_not_closed(split: Split) -> None:
     program = f"""
 import torch
 from pathlib import Path
-from refinenet.crops import Crops
+from refinenet.data.crops import Crops
 from refinenet.data import Split
-from refinenet.loader import Loader
+from refinenet.data.loader import Loader
 loader = Loader(Crops(Split(Path({str(split.path)!r})), 44, (1.0,), True, True, 0), 2, 44, 1.0, torch.device("cpu"))
 print(len(next(loader).names))
 """

@@ -53,7 +53,7 @@ def test_interrupted_anywhere_ends_in_the_same_bytes(split: Split, whole: Any, t
     "recipe",
     [
         replace(RECIPE, optimiser="adamw", precision="bfloat16", channels_last=True),
-        replace(RECIPE, recompute=True, schedule="cosine", clip=None),
+        replace(RECIPE, activation_checkpointing=True, schedule="cosine", grad_clip=None),
     ],
 )
 def test_every_state_is_in_a_checkpoint(split: Split, recipe: Recipe, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def trainable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "profiles", folder / "profiles")
     params = yaml.safe_load((folder / "params.yaml").read_text())
     (folder / "params.yaml").write_text(yaml.safe_dump({**params, "profile": "tiny"}))
-    train = {"steps": 100, "batch": 2, "crop": 48, "log_every": 7, "checkpoint_every": 1, "warmup": 0}
+    train = {"steps": 100, "batch_size": 2, "crop": 48, "log_every": 7, "checkpoint_every": 1, "warmup": 0}
     rendered = {"train": 4, "val": 2, "height": 64, "width": 80}
     tiny = {"base": "mini", "rendered": rendered, "train": train, "network": {"dropout": 0.5}}
     (folder / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(tiny))

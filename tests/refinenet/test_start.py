@@ -50,12 +50,12 @@ def test_a_backbone_is_loaded_and_the_rest_is_drawn(tmp_path: Path, images: Spli
     assert not all(same(first, other))
 
 
-@pytest.mark.parametrize("initial", ["scaled", "levelled"])
+@pytest.mark.parametrize("initial", ["scaled", "variance_matched"])
 def test_a_pretraining_goes_on_with_the_whole_network(tmp_path: Path, images: Split, initial: Initial) -> None:
     trained, path = network(1), tmp_path / "voc-coco.safetensors"
     save(trained, path, {"classes": ("a", "b", "c")})
     after = network(2, dropout=0.1)
-    load_initial_weights(path, after, images, replace(RECIPE, initial=initial), 5)
+    load_initial_weights(path, after, images, replace(RECIPE, init=initial), 5)
     assert all(same(trained, after))
 
 
@@ -68,28 +68,28 @@ def test_levelled_maps_are_equally_far_apart_whatever_the_backbone_gives(
         for block in getattr(trained.backbones[0], stage):
             block.bn3.weight.data.mul_(times)
     save_file(trained.backbones[0].state_dict(), path)
-    levelled, scaled = network(2, cascade=cascade), network(2, cascade=cascade)
-    load_initial_weights(path, levelled, images, replace(RECIPE, initial="levelled"), 5)
+    variance_matched, scaled = network(2, cascade=cascade), network(2, cascade=cascade)
+    load_initial_weights(path, variance_matched, images, replace(RECIPE, init="variance_matched"), 5)
     load_initial_weights(path, scaled, images, RECIPE, 5)
     windows = crops_of(images, RECIPE, 5).draw(0, 8)
     batch = make_batch(windows, RECIPE.crop, RECIPE.input_scale, torch.device("cpu")).images
     found = {}
-    for name, convolution in levelled.adapt.items():
+    for name, convolution in variance_matched.adapt.items():
         convolution.register_forward_hook(lambda m, i, output, name=name: found.__setitem__(name, output.std().item()))
-    assert levelled.training
+    assert variance_matched.training
     with torch.no_grad():
-        levelled.eval()(batch)
+        variance_matched.eval()(batch)
     assert found == pytest.approx({name: (0.25, 0.5, 1.0, 2.0)[int(name[-1]) - 1] for name in found}, rel=1e-4)
-    assert len(found) == len(levelled.adapt)
-    fused = {name for name, _ in levelled.named_parameters() if ".fusion" in name and name.endswith("weight")}
+    assert len(found) == len(variance_matched.adapt)
+    fused = {name for name, _ in variance_matched.named_parameters() if ".fusion" in name and name.endswith("weight")}
     assert fused
     for name in fused:  # the centre hands the map on, and what lies around adds next to nothing
-        weight, before = (net.get_parameter(name).detach() for net in (levelled, scaled))
+        weight, before = (net.get_parameter(name).detach() for net in (variance_matched, scaled))
         centre = weight[:, :, 1, 1]
         assert torch.allclose(centre @ centre.T, torch.eye(len(centre)), atol=0.2), name
         assert weight.square().sum() < 1.1 * centre.square().sum(), name
         assert before.square().sum() > 4 * before[:, :, 1, 1].square().sum(), name
-    assert all(same(levelled, scaled, "backbones"))
+    assert all(same(variance_matched, scaled, "backbones"))
 
 
 @pytest.mark.parametrize(

@@ -41,19 +41,26 @@ def plain(split: Split, recipe: Recipe) -> tuple[bytes, list[float]]:
         [{"params": new}, {"params": backbone}], 1.0, recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
     )
     crops = Crops(
-        split, recipe.crop, recipe.scales, recipe.flip, recipe.balanced, 0, epochs=recipe.epochs, square=recipe.square
+        split,
+        recipe.crop,
+        recipe.scales,
+        recipe.flip,
+        recipe.class_balanced,
+        0,
+        epoch_sampling=recipe.epoch_sampling,
+        square_crops=recipe.square_crops,
     )
     losses = []
     for step in range(recipe.steps):
         torch.manual_seed(step)
         for group, factor in zip(optimiser.param_groups, (1, recipe.backbone_lr), strict=True):
             group["lr"] = lr_at_step(recipe, step) * factor
-        batch = make_batch(crops.draw(step, recipe.batch), recipe.crop, recipe.input_scale, torch.device("cpu"))
+        batch = make_batch(crops.draw(step, recipe.batch_size), recipe.crop, recipe.input_scale, torch.device("cpu"))
         loss = pixel_loss(net(batch.images), batch.labels)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        assert recipe.clip is not None
-        torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip, foreach=True)
+        assert recipe.grad_clip is not None
+        torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.grad_clip, foreach=True)
         optimiser.step()
         losses.append(loss.item())
     return weights(net), losses
@@ -102,10 +109,10 @@ _CLOSE: dict[str, Any] = {"float32": {"rtol": 1e-3, "atol": 1e-4}, "bfloat16": {
 
 
 def test_recomputing_changes_no_bit_and_saves_memory() -> None:
-    kept, again = gradients(RECIPE, 0.5), gradients(replace(RECIPE, recompute=True), 0.5)
+    kept, again = gradients(RECIPE, 0.5), gradients(replace(RECIPE, activation_checkpointing=True), 0.5)
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
     net, recipe = RefineNet(3, stem=2, width=16, coarse_width=16), replace(RECIPE, crop=96)
-    assert step_bytes(net, replace(recipe, recompute=True)) < 0.7 * step_bytes(net, recipe)
+    assert step_bytes(net, replace(recipe, activation_checkpointing=True)) < 0.7 * step_bytes(net, recipe)
 
 
 def test_activation_bytes_are_those_of_the_maps() -> None:
@@ -128,7 +135,7 @@ def test_faster_arithmetic_gives_nearly_the_same(change: dict[str, Any]) -> None
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_gives_nearly_the_same_and_sees_new_weights(recompute: bool) -> None:
     """Pytorch issue 108863: compiled evaluation could keep the weights of its first call."""
-    compiled = gradients(replace(RECIPE, compiled=True, recompute=recompute))
+    compiled = gradients(replace(RECIPE, compile=True, activation_checkpointing=recompute))
     for a, b in zip(compiled, gradients(RECIPE), strict=True):
         torch.testing.assert_close(a, b, **_CLOSE["float32"])
 
