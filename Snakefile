@@ -10,7 +10,7 @@ from dvc.repo import Repo
 from filelock import FileLock, Timeout
 
 from pipeline import graph
-from refinenet.files import UserError
+from refinenet.errors import UserError
 
 repo = Repo(".")
 graph.register_engine()

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 from pipeline.config.profiles import PARAMS, PROFILES, read_params
 from pipeline.config.resolve import SETTINGS, resolve
 from pipeline.fetch import checksums, local
-from pipeline.tables.metrics_files import FURTHER
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
@@ -71,7 +70,7 @@ def run() -> None:
     """Write settings.json."""
     settings = resolve()
     check_machine(settings)
-    for file in sorted(FURTHER.glob("*/*.json")):
+    for file in sorted(Path("metrics/seeds").glob("*/*.json")):
         if file.stem not in settings["train"]:
             raise UserError(f"{file}: {PARAMS} has no seeds.{file.stem} any more; remove the file, or tables count it")
     with atomic_file(SETTINGS) as part:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from refinenet.data.split import IGNORE_INDEX, Array
+from refinenet.data import IGNORE_INDEX
+from refinenet.data.split import Array
 
 if TYPE_CHECKING:
     import torch

@@ -26,8 +26,8 @@ from pipeline.config.schema import (
     Training,
     Weights,
     build,
+    check_folder,
 )
-from pipeline.datasets import custom
 from refinenet.config import Config
 from refinenet.errors import UserError
 
@@ -96,7 +96,7 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
         if not any(experiment.data == data for experiment in params.experiments.values()):
             raise UserError(f"{PARAMS}: no experiment with data: {data}, expected one or more for its table")
         try:
-            custom.check(data, profile.own[data])
+            check_folder(data, profile.own[data])
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         settings["download"][data] = {"own": asdict(profile.own[data])}

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
 from refinenet.config import SMALLEST_TILE, Average, Cascade, Config, Precision, Protocol, Recipe, Resizing
+from refinenet.data import IGNORE_INDEX
 from refinenet.errors import UserError
 
 
@@ -77,6 +78,36 @@ class Folder:
     val: str | None = None
     val_share: float = 0.2
     seed: int = 0
+
+
+def check_folder(name: str, about: Folder) -> None:
+    """Raise UserError where the settings of a user's own data set `name` contradict themselves."""
+    where, classes = f"own.{name}", about.classes
+    if not 0 < len(classes) < IGNORE_INDEX:
+        raise UserError(f"{where}: {len(classes)} classes, expected 1 to {IGNORE_INDEX - 1}")
+    for one in classes:
+        if not one.strip() or not one.isprintable():
+            raise UserError(f"{where}: class {one!r}, expected a name")
+        if classes.count(one) > 1:
+            raise UserError(f"{where}: class {one!r} is there twice")
+    if not 0 < about.val_share < 1:
+        raise UserError(f"{where}: val_share is {about.val_share}, expected a number between 0 and 1")
+    if about.colours is None:
+        if isinstance(about.void, tuple):
+            raise UserError(f"{where}: void is the colour {list(about.void)}, expected a value: there are no colours")
+        if about.void is not None and not len(classes) <= about.void <= 255:
+            raise UserError(f"{where}: void is {about.void}, expected {len(classes)} to 255: below are the classes")
+        return
+    if len(about.colours) != len(classes):
+        raise UserError(f"{where}: {len(about.colours)} colours, expected {len(classes)}, one for each class")
+    if isinstance(about.void, int) and about.void != IGNORE_INDEX:  # the default, which no colour picture has
+        raise UserError(f"{where}: void is {about.void}, expected a colour [red, green, blue] or null")
+    void = (about.void,) if isinstance(about.void, tuple) else ()
+    for colour in (*about.colours, *void):
+        if not all(0 <= value <= 255 for value in colour):
+            raise UserError(f"{where}: colour {list(colour)}, expected three numbers from 0 to 255")
+        if (*about.colours, *void).count(colour) > 1:
+            raise UserError(f"{where}: colour {list(colour)} is there twice, expected one for each class and for void")
 
 
 @dataclass(frozen=True)

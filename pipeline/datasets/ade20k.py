@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline import datasets
 from pipeline.formats import decode
-from refinenet.data.split import IGNORE_INDEX, Array
+from refinenet.data import IGNORE_INDEX
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 TITLE = "ADE20K"

@@ -31,7 +31,8 @@ from pipeline import datasets
 from pipeline.formats import decode, json_stream, label_images
 from pipeline.formats.anonymous_file import AnonymousFile
 from pipeline.formats.archive import printable
-from refinenet.data.split import IGNORE_INDEX, Array
+from refinenet.data import IGNORE_INDEX
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 TITLE = "MS COCO, VOC's classes"

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from pipeline import datasets
+from pipeline.config.schema import check_folder
 from pipeline.formats import decode, label_images
-from refinenet.data.split import IGNORE_INDEX, RGB, Array
+from refinenet.data import IGNORE_INDEX
+from refinenet.data.split import RGB, Array
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,36 +33,6 @@ if TYPE_CHECKING:
 _NONE = 254  # in a table of classes: none; classes end at 253
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY, _COLOUR, _PALETTE = 0, 2, 3  # what PNG calls its kinds; 4 is added for an alpha channel
-
-
-def check(name: str, about: Folder) -> None:
-    """UserError where the settings of the data set `name` contradict themselves."""
-    where, classes = f"own.{name}", about.classes
-    if not 0 < len(classes) < IGNORE_INDEX:
-        raise UserError(f"{where}: {len(classes)} classes, expected 1 to {IGNORE_INDEX - 1}")
-    for one in classes:
-        if not one.strip() or not one.isprintable():
-            raise UserError(f"{where}: class {one!r}, expected a name")
-        if classes.count(one) > 1:
-            raise UserError(f"{where}: class {one!r} is there twice")
-    if not 0 < about.val_share < 1:
-        raise UserError(f"{where}: val_share is {about.val_share}, expected a number between 0 and 1")
-    if about.colours is None:
-        if isinstance(about.void, tuple):
-            raise UserError(f"{where}: void is the colour {list(about.void)}, expected a value: there are no colours")
-        if about.void is not None and not len(classes) <= about.void <= 255:
-            raise UserError(f"{where}: void is {about.void}, expected {len(classes)} to 255: below are the classes")
-        return
-    if len(about.colours) != len(classes):
-        raise UserError(f"{where}: {len(about.colours)} colours, expected {len(classes)}, one for each class")
-    if isinstance(about.void, int) and about.void != IGNORE_INDEX:  # the default, which no colour picture has
-        raise UserError(f"{where}: void is {about.void}, expected a colour [red, green, blue] or null")
-    void = (about.void,) if isinstance(about.void, tuple) else ()
-    for colour in (*about.colours, *void):
-        if not all(0 <= value <= 255 for value in colour):
-            raise UserError(f"{where}: colour {list(colour)}, expected three numbers from 0 to 255")
-        if (*about.colours, *void).count(colour) > 1:
-            raise UserError(f"{where}: colour {list(colour)} is there twice, expected one for each class and for void")
 
 
 def split(names: Iterable[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -207,7 +179,7 @@ class Own:
 
 def dataset(name: str, about: Folder) -> datasets.Dataset:
     """The data set `name` as the profile says; UserError where that contradicts itself."""
-    check(name, about)
+    check_folder(name, about)
     palette = about.colours or label_images.colour_map(len(about.classes))
     made = Own(about.title or name, about.classes, palette, partial(Reader, name=name, about=about))
     return cast(datasets.Dataset, made)

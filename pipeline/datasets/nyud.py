@@ -23,7 +23,8 @@ import numpy.typing as npt
 from pipeline import datasets
 from pipeline.formats import decode, hdf5, label_images
 from pipeline.formats.archive import printable
-from refinenet.data.split import IGNORE_INDEX, Array
+from refinenet.data import IGNORE_INDEX
+from refinenet.data.split import Array
 from refinenet.errors import UserError
 
 TITLE = "NYUDv2"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.schema import Rendered
 from pipeline.synthetic.scene import Kind, World
-from refinenet.data.split import IGNORE_INDEX
+from refinenet.data import IGNORE_INDEX
 
 Split = Literal["train", "val"]
 

@@ -14,7 +14,7 @@ from pipeline.datasets import context, person, voc
 from pipeline.formats.encode import Member, jpeg, lines, mat, png, voc_palette, write, write_tar, write_zip
 from pipeline.synthetic.album import Picture, paint, variant
 from pipeline.synthetic.scene import World
-from refinenet.data.split import IGNORE_INDEX
+from refinenet.data import IGNORE_INDEX
 
 _VOC2010 = "VOCtrainval_03-May-2010.tar"
 _TEST = 3  # images of VOC 2012 whose labels are withheld

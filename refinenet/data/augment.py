@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refinenet.data import IGNORE_INDEX
 from refinenet.data.crops import Crops, Window
-from refinenet.data.split import IGNORE_INDEX, Array
+from refinenet.data.split import Array
 
 __all__ = ["Batch", "BatchLayout", "Crops", "Window", "make_batch", "resize_taps"]
 

@@ -28,9 +28,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from refinenet.data import IGNORE_INDEX
 from refinenet.errors import UserError
-
-IGNORE_INDEX = 255  # void: neither trained on nor scored, in every data set
 
 Array = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]

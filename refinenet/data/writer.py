@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from refinenet.atomic import atomic_file
-from refinenet.data.split import _COLUMNS, IGNORE_INDEX, Array, Schema
+from refinenet.data import IGNORE_INDEX
+from refinenet.data.split import _COLUMNS, Array, Schema
 from refinenet.errors import UserError
 
 

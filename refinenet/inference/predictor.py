@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from refinenet.config import Average, Precision, Protocol, Resizing
-from refinenet.data.split import IGNORE_INDEX, RGB, Array
+from refinenet.data import IGNORE_INDEX
+from refinenet.data.split import RGB, Array
 from refinenet.device import choose_device, reproducible
 from refinenet.errors import UserError
 from refinenet.inference.multiscale import optimise_for_inference, predict_many

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refinenet.config import Recipe
-from refinenet.data.split import IGNORE_INDEX
+from refinenet.data import IGNORE_INDEX
 from refinenet.model.network import RefineNet
 from refinenet.training.distributed import ProcessGroup
 from refinenet.training.memory import activation_bytes, activation_checkpointing

@@ -27,9 +27,9 @@ import os, sys, torch
 from dataclasses import replace
 from pathlib import Path
 from toy_training import RECIPE, model
-from refinenet.data import Split
+from refinenet.data.split import Split
 from refinenet.training.distributed import processes
-from refinenet.training import Stopped, train
+from refinenet.training.loop import Stopped, train
 
 folder = Path(sys.argv[1])
 with processes(torch.device("cpu")) as together:

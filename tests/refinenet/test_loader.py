@@ -292,7 +292,7 @@ def test_program_ends_although_the_loader_was_not_closed(split: Split) -> None:
 import torch
 from pathlib import Path
 from refinenet.data.crops import Crops
-from refinenet.data import Split
+from refinenet.data.split import Split
 from refinenet.data.loader import Loader
 loader = Loader(Crops(Split(Path({str(split.path)!r})), 44, (1.0,), True, True, 0), 2, 44, 1.0, torch.device("cpu"))
 print(len(next(loader).names))
