@@ -100,8 +100,8 @@ def _free_memory() -> dict[str, int]:
     """
     query = ["nvidia-smi", "--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
-        rows = [line.split(",") for line in told.splitlines()]
+        output = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+        rows = [line.split(",") for line in output.splitlines()]
         return {row[0].strip().removeprefix("GPU-"): int(row[1]) << 20 for row in rows}
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return {}

@@ -50,10 +50,10 @@ class Window:
 
 
 class Draw(NamedTuple):
-    """All that is random in a window: its centre is pixel number `pixel` of class `wanted`, of all if that is None."""
+    """All that is random in a window: its centre is pixel number `pixel` of class `klass`, of all if that is None."""
 
     sample: int
-    wanted: int | None
+    klass: int | None
     pixel: int
     scale: float
     flip: bool
@@ -108,8 +108,8 @@ class Crops:
             self._present = [np.flatnonzero(row).astype(np.uint8) for row in self._counts[:, :-1]]
         images: dict[int, list[int]] = {}
         for index, present in enumerate(self._present):
-            for wanted in present.tolist():
-                images.setdefault(wanted, []).append(index)
+            for klass in present.tolist():
+                images.setdefault(klass, []).append(index)
         self._images = sorted(images.items())  # class, the images that have it
         if class_balanced and not images:
             raise UserError(f"{getattr(split, 'path', 'training images')}: no label has a class, expected one or more")
@@ -129,25 +129,25 @@ class Crops:
         return [self._draw(rng, step * batch + place) for place in range(batch)]
 
     def _draw(self, rng: np.random.Generator, place: int) -> Draw:
-        wanted = None
+        klass = None
         if self._epochs is not None:
             index = self._epochs[place]
             if present := self._present[index].tolist():
-                wanted = present[rng.integers(len(present))]
+                klass = present[rng.integers(len(present))]
         elif self._balanced:
-            wanted, found = self._images[self._class(rng)]
+            klass, found = self._images[self._class(rng)]
             index = found[rng.integers(len(found))]
         else:
             index = int(rng.integers(len(self._split)))
-        if wanted is None:
+        if klass is None:
             height, width = self._sample(index)[1].shape
             pixel = int(rng.integers(height)) * width + int(rng.integers(width))
         elif self._counts is not None:
-            pixel = int(rng.integers(self._counts[index, wanted]))
+            pixel = int(rng.integers(self._counts[index, klass]))
         else:
-            pixel = int(rng.integers(np.count_nonzero(self._sample(index)[1] == wanted)))
+            pixel = int(rng.integers(np.count_nonzero(self._sample(index)[1] == klass)))
         scale = self._scales[rng.integers(len(self._scales))]
-        return Draw(index, wanted, pixel, scale, bool(self._flip and rng.integers(2)))
+        return Draw(index, klass, pixel, scale, bool(self._flip and rng.integers(2)))
 
     def _class(self, rng: np.random.Generator) -> int:
         if self._up_to is None:
@@ -165,8 +165,8 @@ class Crops:
         sample, label = self._sample(draw.sample)
         height, width = label.shape
         pixel = draw.pixel
-        if draw.wanted is not None:
-            found = nth(label, draw.wanted, draw.pixel)
+        if draw.klass is not None:
+            found = nth_pixel_of_class(label, draw.klass, draw.pixel)
             if found is None:
                 raise UserError(f"{sample.name}: its label has not the pixels that its counts say; run prepare again")
             pixel = found
@@ -185,11 +185,11 @@ class Crops:
         return Window(sample.name, sample.image[here], label[here], scale, draw.flip)
 
 
-def nth(label: Array, wanted: int, n: int) -> int | None:
-    """Position, in reading order, of pixel number `n` (from 0) of class `wanted`; None where there are fewer."""
+def nth_pixel_of_class(label: Array, klass: int, n: int) -> int | None:
+    """Position, in reading order, of pixel number `n` (from 0) of class `klass`; None where there are fewer."""
     flat = label.reshape(-1)
     for start in range(0, flat.size, 1 << 16):
-        found = flat[start : start + (1 << 16)] == wanted
+        found = flat[start : start + (1 << 16)] == klass
         count = int(np.count_nonzero(found))
         if n < count:
             return start + int(np.flatnonzero(found)[n])

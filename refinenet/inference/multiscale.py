@@ -119,11 +119,11 @@ def predict_many(
                 maps[view] = F.softmax(logits, dim=1)
         fused: dict[tuple[View, ...], Tensor] = {}
         for name, protocol in protocols.items():
-            chosen = _views(protocol)
-            if chosen not in fused:
-                fused[chosen] = _fuse([maps[view] for view in chosen], average)
+            own = _views(protocol)
+            if own not in fused:
+                fused[own] = _fuse([maps[view] for view in own], average)
             for place, index in enumerate(indices):
-                scores, image = fused[chosen][place : place + 1], images[index]
+                scores, image = fused[own][place : place + 1], images[index]
                 if protocol.crf:
                     labels[index][name] = _refined(scores, image, average)
                 else:

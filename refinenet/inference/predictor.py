@@ -77,9 +77,9 @@ class Predictor:
     @staticmethod
     def choose_device(device: str, seed: int, threads: int) -> torch.device:
         """Return the device called so, once this process is repeatable to the bit (`refinenet.device.reproducible`)."""
-        chosen = choose_device(device)
+        torch_device = choose_device(device)
         reproducible(seed, threads)
-        return chosen
+        return torch_device
 
     def expect_classes(self, classes: Sequence[str], data: str) -> None:
         """Raise UserError unless the model was trained on `classes`, those of the data set `data`."""

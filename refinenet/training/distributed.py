@@ -33,7 +33,7 @@ class ProcessGroup:
         """Which images of a batch of so many this process has; sizes differ by one at most."""
         return slice(self.rank * batch // self.world, (self.rank + 1) * batch // self.world)
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over the processes, in place."""
         if self.world > 1:
             dist.all_reduce(values)
@@ -54,7 +54,7 @@ class ProcessGroup:
         self._asked = answer, work
         return said
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all are here."""
         if self._asked:
             self._asked[1].wait()
@@ -62,7 +62,7 @@ class ProcessGroup:
         if self.world > 1:
             dist.barrier()
 
-    def synchronised(self, network: nn.Module, unused: bool) -> nn.Module:
+    def wrap_ddp(self, network: nn.Module, unused: bool) -> nn.Module:
         """`network`, whose gradients are the mean over the processes after each backward pass.
 
         `unused`: it has parameters without a gradient.

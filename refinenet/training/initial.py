@@ -75,8 +75,10 @@ def check_fit(start: Path, network: RefineNet) -> None:
     for name, close in (("mean", lambda a, b: abs(a - b) <= 32), ("std", lambda a, b: 0.9 < a / b < 1.1)):
         have = getattr(network, name).flatten().tolist()
         if not all(map(close, trained.get(name, have), have)):
-            told = ", ".join(f"{value:g}" for value in have)
-            raise UserError(f"{start}: trained with {name} {trained[name]}, the network has [{told}] (network.{name})")
+            own = ", ".join(f"{value:g}" for value in have)
+            raise UserError(
+                f"{start}: trained with {name} {trained[name]}, the network has [{own}] (network.{name})"
+            )
 
 
 def initialise(model: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:

@@ -112,7 +112,7 @@ def train(
             if run.state.step < begin + phase.steps:
                 run.phase(number, begin, phase, on_step, stop, last=number == len(phases) - 1)
             begin += phase.steps
-        run.processes.wait()
+        run.processes.barrier()
     model.eval()
     return run.state.curve
 
@@ -179,7 +179,7 @@ class _Run:
                 if self.processes.any(stop()) and not done:
                     path = self.save(crops)
                     self.store.wait()
-                    self.processes.wait()
+                    self.processes.barrier()
                     raise Stopped(state.step, path)
 
     def _step(self, batch: Batch, lr: float) -> Tensor:
@@ -190,7 +190,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["factor"]
         total, count = loss_sum_and_count(self.network(batch.images), batch.labels)
-        loss = total / self.processes.total(count).clamp_min(1)
+        loss = total / self.processes.all_reduce_sum(count).clamp_min(1)
         self.optimiser.zero_grad(set_to_none=True)
         # Times the processes, over which gradients are averaged.
         (loss * self.processes.world if self.processes.world > 1 else loss).backward()  # type: ignore[no-untyped-call]
@@ -206,7 +206,7 @@ class _Run:
         if not self.state.pending:
             return torch.zeros(0, 2)
         both = torch.stack([entry.to(self.device) for entry in self.state.pending])
-        return torch.stack((self.processes.total(both[:, 0].contiguous()), both[:, 1]), 1).cpu()
+        return torch.stack((self.processes.all_reduce_sum(both[:, 0].contiguous()), both[:, 1]), 1).cpu()
 
     def _checked(self, crops: Crops) -> Tensor:
         """The same; UserError where it is not finite."""
@@ -248,7 +248,7 @@ class _Run:
     def resume(self) -> None:
         """Go on from the newest whole checkpoint of this training, if there is one: the first process says which."""
         found = stored.newest(self.store.folder, self.fingerprint) if self.processes.first else None
-        step = int(self.processes.total(torch.tensor(found[1]["step"] if found else 0)))
+        step = int(self.processes.all_reduce_sum(torch.tensor(found[1]["step"] if found else 0)))
         if self.processes.world > 1:
             # PyTorch settles in the first backward pass in which order it sums gradients over processes. That is one
             # of its own, so that steps before and after a resume do not differ in it.

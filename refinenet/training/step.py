@@ -83,7 +83,7 @@ def wrap_for_training(
         # Without the coarsest maps the last stage of a backbone is idle.
         coarsest = {scale for taps in model.cascade.blocks for scale, stage in taps if stage == 4}
         unused = len(coarsest) < len(model.cascade.scales)
-        network = (processes or ProcessGroup()).synchronised(network, unused)
+        network = (processes or ProcessGroup()).wrap_ddp(network, unused)
 
         def logits(images: Tensor) -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):

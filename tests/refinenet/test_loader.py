@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from refinenet.data import crops as crops_module
 from refinenet.data.augment import Batch, BatchLayout, make_batch
-from refinenet.data.crops import Crops, Epochs, Window, nth
+from refinenet.data.crops import Crops, Epochs, Window, nth_pixel_of_class
 from refinenet.data.loader import Loader
 from refinenet.data.split import Array, Sample, Schema, Split
 from refinenet.data.writer import write_split
@@ -151,13 +151,13 @@ def chi_square(counts: Sequence[int]) -> float:
 def test_classes_pixels_scales_and_flips_are_drawn_evenly(split: Split) -> None:
     crops = make(split)
     draws = [draw for step in range(1500) for draw in crops.plan(step, 4)]
-    for values in ([d.wanted for d in draws], [d.scale for d in draws], [d.flip for d in draws]):
+    for values in ([d.klass for d in draws], [d.scale for d in draws], [d.flip for d in draws]):
         assert chi_square(list(Counter(values).values())) < 4
     # Class c is in six of nine images, which share its third evenly, as the pixels of each do.
-    found = Counter(d.sample for d in draws if d.wanted == 2)
+    found = Counter(d.sample for d in draws if d.klass == 2)
     assert len(found) == 6
     assert chi_square(list(found.values())) < 3
-    pixels = Counter(d.pixel * 10 // int(split.counts()[4, 2]) for d in draws if (d.sample, d.wanted) == (4, 2))
+    pixels = Counter(d.pixel * 10 // int(split.counts()[4, 2]) for d in draws if (d.sample, d.klass) == (4, 2))
     assert len(pixels) == 10
     assert chi_square(list(pixels.values())) < 3
 
@@ -165,11 +165,11 @@ def test_classes_pixels_scales_and_flips_are_drawn_evenly(split: Split) -> None:
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_classes_are_drawn_by_a_power_of_their_images(split: Split, power: float) -> None:
     draws = [draw for step in range(1500) for draw in make(split, class_sampling_power=power).plan(step, 4)]
-    found, images = Counter(d.wanted for d in draws), (9, 9, 6)
+    found, images = Counter(d.klass for d in draws), (9, 9, 6)
     assert sum(present.size for present in split.present()) == sum(images)
     shares = [count**power / sum(count**power for count in images) for count in images]
     assert sum((found[c] - 6000 * share) ** 2 / (6000 * share) for c, share in enumerate(shares)) < 12
-    of_c = Counter(d.sample for d in draws if d.wanted == 2)
+    of_c = Counter(d.sample for d in draws if d.klass == 2)
     assert len(of_c) == 6
     assert chi_square(list(of_c.values())) < 3
 
@@ -178,11 +178,11 @@ def test_pixel_of_a_class_is_found() -> None:
     label = np.random.default_rng(0).choice(
         np.array([0, 1, 2, 255], np.uint8), (400, 401), p=[0.9, 0.09, 0.0001, 0.0099]
     )
-    for wanted in (0, 1, 2):
-        positions = np.flatnonzero(label == wanted)
+    for klass in (0, 1, 2):
+        positions = np.flatnonzero(label == klass)
         for n in {0, 1, len(positions) // 2, len(positions) - 1}:
-            assert nth(label, wanted, n) == positions[n]
-        assert nth(label, wanted, len(positions)) is None
+            assert nth_pixel_of_class(label, klass, n) == positions[n]
+        assert nth_pixel_of_class(label, klass, len(positions)) is None
 
 
 class Plain:
@@ -251,8 +251,8 @@ def test_centre_in_the_authors_epochs_is_any_class_of_the_image(split: Split) ->
     draws = [draw for step in range(900) for draw in crops.plan(step, 1)]
     assert set(Counter(d.sample for d in draws).values()) == {100}  # 100 epochs of all images
     present = split.present()
-    assert all(d.wanted in present[d.sample] for d in draws)
-    assert chi_square(list(Counter(d.wanted for d in draws if d.sample == 4).values())) < 4
+    assert all(d.klass in present[d.sample] for d in draws)
+    assert chi_square(list(Counter(d.klass for d in draws if d.sample == 4).values())) < 4
 
 
 def loader_threads() -> list[threading.Thread]:
