@@ -35,22 +35,22 @@ RAW = Path("data/raw")
 
 def run(name: str) -> None:
     """Bring or draw the archives of the data set `name`; UserError for what the user can put right."""
-    wanted = resolve.load("download", name)
+    cfg = resolve.load("download", name)
     folder = RAW / name
-    if wanted.own is not None:
+    if cfg.own is not None:
         from pipeline.fetch import own_folders
 
-        own_folders.pack(name, wanted.own, folder)
+        own_folders.pack(name, cfg.own, folder)
         return
-    if wanted.rendered is not None:
+    if cfg.rendered is not None:
         from pipeline import synthetic
 
         with atomic_folder(folder) as part:
-            synthetic.render(name, wanted.rendered, part)
+            synthetic.render(name, cfg.rendered, part)
         return
-    if not wanted.archives:
+    if not cfg.archives:
         raise UserError(f"settings.json: download.{name} has neither archives nor `rendered`")
-    for file in wanted.archives:
+    for file in cfg.archives:
         if Path(file).name != file or file.startswith("."):
             raise UserError(f"settings.json: download.{name}: {file!r}, expected the plain name of an archive")
     from filelock import FileLock, Timeout
@@ -60,24 +60,24 @@ def run(name: str) -> None:
     try:
         with FileLock(f"{store}.lock", timeout=0):
             known = ChecksumCache(store / checksums.MEMORY)
-            new, missing = _bring(name, wanted, known)
+            new, missing = _bring(name, cfg, known)
             with atomic_folder(folder) as part:
-                for file in wanted.archives:
+                for file in cfg.archives:
                     if file not in missing:
                         _put(store / file, part / file)
-            _tell_unpublished(name, wanted, known, new)
+            _tell_unpublished(name, cfg, known, new)
     except Timeout:
         raise UserError(f"{store}.lock: held by another `download {name}`; wait for it") from None
 
 
-def _bring(name: str, wanted: Download, known: ChecksumCache) -> tuple[set[str], set[str]]:
+def _bring(name: str, cfg: Download, known: ChecksumCache) -> tuple[set[str], set[str]]:
     """Have all archives in the store: the files that were not there yet, the optional ones that cannot be had."""
     store, stop = checksums.STORE / name, Event()
 
     def look(file: str, source: Source) -> str:
         if sources.already_there(source, store / file, known, stop):
             return "kept"
-        where = local.candidate_paths(name, file, wanted.mirror)
+        where = local.candidate_paths(name, file, cfg.mirror)
         return "taken" if local.link_local_copy(name, source, store / file, where, known, stop) else ""
 
     def fetch(file: str, source: Source) -> None:
@@ -86,11 +86,11 @@ def _bring(name: str, wanted: Download, known: ChecksumCache) -> tuple[set[str],
             if not local.link_local_copy(name, source, store / file, local.in_store(name, file), known, stop):
                 sources.fetch(source, store / file, known, room, stop)
 
-    for entry in wanted.mirror:
+    for entry in cfg.mirror:
         if (mirror := local.folder(entry)) is not None and not mirror.is_dir():
             say(f"warning: mirror {mirror}: no such folder")
-    looked, _ = run_parallel({file: partial(look, file, source) for file, source in wanted.archives.items()}, stop)
-    absent = {file: source for file, source in wanted.archives.items() if not looked.get(file)}
+    looked, _ = run_parallel({file: partial(look, file, source) for file, source in cfg.archives.items()}, stop)
+    absent = {file: source for file, source in cfg.archives.items() if not looked.get(file)}
     room = http.DiskBudget(store)
     sizes = {file: source.size for file, source in absent.items() if not source.url.startswith("file://")}
     room.expect(*((store / file, size) for file, size in sizes.items() if size is not None))
@@ -114,7 +114,7 @@ def _turn(url: str, file: str, stop: Event) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(checksums.STORE / f".{hashlib.sha256(url.encode()).hexdigest()[:16]}.lock")
-    told = False
+    announced = False
     while True:
         try:
             lock.acquire(timeout=0.5)
@@ -122,9 +122,9 @@ def _turn(url: str, file: str, stop: Event) -> Iterator[None]:
         except Timeout:
             if stop.is_set():
                 raise StoppedError from None
-            if not told:
+            if not announced:
                 say(f"{file}: another stage is fetching it; waiting")
-                told = True
+                announced = True
     try:
         yield
     finally:
@@ -172,26 +172,26 @@ def _put(file: Path, name: Path) -> None:
             shutil.copyfile(file, name)
 
 
-def _tell_unpublished(name: str, wanted: Download, known: ChecksumCache, new: set[str]) -> None:
+def _tell_unpublished(name: str, cfg: Download, known: ChecksumCache, new: set[str]) -> None:
     """Say what nothing published vouches for, and warn where it is not what dvc.lock recorded for these settings."""
-    unsure = [file for file in wanted.archives if file in new and not checksums.has_checksum(wanted.archives[file])]
+    unsure = [file for file in cfg.archives if file in new and not checksums.has_checksum(cfg.archives[file])]
     if not unsure:
         return
     md5 = {file: known.recorded(checksums.STORE / name / file)["md5"] for file in unsure}
-    recorded, count = _recorded(name, wanted)
+    recorded, count = _recorded(name, cfg)
     now = dvc_md5(RAW / name) if recorded and count == len(list((RAW / name).iterdir())) else recorded
     if now != recorded:
-        told = ", ".join(f"{file} (md5 {md5[file]})" for file in unsure)
+        files = ", ".join(f"{file} (md5 {md5[file]})" for file in unsure)
         say(
             f"warning: {RAW / name}: md5 {now}, dvc.lock recorded {recorded} for the same settings; no checksum is "
-            f"published of {told}, and it has changed where it comes from"
+            f"published of {files}, and it has changed where it comes from"
         )
     elif not recorded:
         for file in unsure:
             say(f"{name}: {file}: no published checksum; md5 {md5[file]}, recorded in dvc.lock with {RAW / name}")
 
 
-def _recorded(name: str, wanted: Download) -> tuple[str, int]:
+def _recorded(name: str, cfg: Download) -> tuple[str, int]:
     """md5 and number of files of data/raw/<name> in dvc.lock; "" where that was made with other settings."""
     import yaml
 
@@ -200,7 +200,7 @@ def _recorded(name: str, wanted: Download) -> tuple[str, int]:
         entry = yaml.load(text, yaml.CSafeLoader)["stages"][f"download@{name}"]
         values = entry["params"][str(resolve.SETTINGS)][f"download.{name}"]
         (out,) = (out for out in entry["outs"] if out["path"] == str(RAW / name))
-        same = values == json.loads(json.dumps(asdict(wanted)))
+        same = values == json.loads(json.dumps(asdict(cfg)))
         return (str(out["md5"]), int(out["nfiles"])) if same else ("", 0)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return "", 0

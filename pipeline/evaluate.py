@@ -62,7 +62,7 @@ def summary(data: str, classes: Sequence[str], counts: Counts, per_image: Counts
     """
     result = scores(counts)
     interval = bootstrap(per_image, seed=seed)
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "pixel_accuracy": result.pixel_accuracy,
         "mean_accuracy": result.mean_accuracy,
         "mean_iou": result.mean_iou,
@@ -73,8 +73,8 @@ def summary(data: str, classes: Sequence[str], counts: Counts, per_image: Counts
         groups = None
         if data == "cityscapes":
             groups = {category: [classes.index(name) for name in names] for category, names in CATEGORIES.items()}
-        told["alternatives"] = alternatives(counts, OFFICIAL[data], groups)
-    return told
+        values["alternatives"] = alternatives(counts, OFFICIAL[data], groups)
+    return values
 
 
 def batches(sizes: Integers, most: int) -> list[list[int]]:
@@ -87,8 +87,8 @@ def batches(sizes: Integers, most: int) -> list[list[int]]:
 
 def run(name: str) -> None:
     """Evaluate the experiment `name` as settings.json says."""
-    choice = resolve.load("evaluate", name)
-    data = Path("data") / choice.data
+    cfg = resolve.load("evaluate", name)
+    data = Path("data") / cfg.data
     split = Split(data / "val.arrow")
     classes, palette = split.schema.classes, split.schema.palette
     if not len(split):
@@ -99,32 +99,32 @@ def run(name: str) -> None:
 
     trained = Predictor(
         Path("models") / f"{name}.safetensors",
-        Predictor.choose_device(choice.device, choice.seed, choice.threads),
-        **choice.predictor_settings(),
+        Predictor.choose_device(cfg.device, cfg.seed, cfg.threads),
+        **cfg.predictor_settings(),
     )
-    trained.expect_classes(classes, choice.data)
+    trained.expect_classes(classes, cfg.data)
     config = trained.model.config
 
-    totals = {protocol: Confusion(len(classes), trained.device) for protocol in choice.protocols}
-    shown = {round(i * (len(split) - 1) / max(choice.pictures - 1, 1)) for i in range(choice.pictures)}
-    last = list(choice.protocols)[-1]
+    totals = {protocol: Confusion(len(classes), trained.device) for protocol in cfg.protocols}
+    shown = {round(i * (len(split) - 1) / max(cfg.pictures - 1, 1)) for i in range(cfg.pictures)}
+    last = list(cfg.protocols)[-1]
     pictures = []
     params = {
-        "profile": choice.profile,
+        "profile": cfg.profile,
         "images": len(split),
-        **{f"scales.{k}": p.scales for k, p in choice.protocols.items()},
+        **{f"scales.{k}": p.scales for k, p in cfg.protocols.items()},
     }
     with (
-        track("evaluate", name, choice.data, params, {"evaluation data": data}, weights=trained.path) as log,
+        track("evaluate", name, cfg.data, params, {"evaluation data": data}, weights=trained.path) as log,
         progress.bar(f"evaluate {name}", "image", total=len(split)) as bar,
     ):
         begin = time.perf_counter()
-        for batch in batches(split.sizes(), choice.batch_size):
+        for batch in batches(split.sizes(), cfg.batch_size):
             samples = [split[index] for index in batch]
             for sample in samples:
                 if sample.label is None:
                     raise UserError(f"{split.path}: {sample.name} has no label to score against")
-            answers = trained.many([sample.image for sample in samples], choice.protocols)
+            answers = trained.many([sample.image for sample in samples], cfg.protocols)
             for index, sample, labels in zip(batch, samples, answers, strict=True):
                 assert sample.label is not None
                 truth = upload(sample.label, trained.device)
@@ -137,22 +137,22 @@ def run(name: str) -> None:
         results: dict[str, Any] = {}
         counts = {protocol: total.counts() for protocol, total in totals.items()}
         log.scores({"images_per_second": len(split) / (time.perf_counter() - begin), **memory(trained)})
-        for protocol, how in choice.protocols.items():
+        for protocol, how in cfg.protocols.items():
             per_image = totals[protocol].per_image()
-            told = summary(choice.data, classes, counts[protocol], per_image, choice.seed)
-            results[protocol] = {**asdict(how), **told}
-            log.scores({f"{protocol}/{k}": told[k] for k in ("pixel_accuracy", "mean_accuracy", "mean_iou")})
-            low, high = told["interval"]["mean_iou"]
+            values = summary(cfg.data, classes, counts[protocol], per_image, cfg.seed)
+            results[protocol] = {**asdict(how), **values}
+            log.scores({f"{protocol}/{k}": values[k] for k in ("pixel_accuracy", "mean_accuracy", "mean_iou")})
+            low, high = values["interval"]["mean_iou"]
             log.scores({f"{protocol}/mean_iou_low": low, f"{protocol}/mean_iou_high": high})
-            log.scores({f"{protocol}/official/{k}": v for k, v in told.get("alternatives", {}).items()})
-            log.scores({f"{protocol}/iou/{k}": v for k, v in told["iou"].items()})
+            log.scores({f"{protocol}/official/{k}": v for k, v in values.get("alternatives", {}).items()})
+            log.scores({f"{protocol}/iou/{k}": v for k, v in values["iou"].items()})
         winner, baseline = most_frequent(counts[last])
         metrics = {
-            "experiment": choice.of or name,
-            "dataset": choice.data,
+            "experiment": cfg.of or name,
+            "dataset": cfg.data,
             "split": split.schema.split,
-            "profile": choice.profile,
-            "seed": choice.seed,
+            "profile": cfg.profile,
+            "seed": cfg.seed,
             "images": len(split),
             "weights": {"md5": dvc_md5(trained.path)},
             "network": {
@@ -175,7 +175,7 @@ def run(name: str) -> None:
             # Plain .npy files: an .npz carries the time it was written at.
             for protocol, table in counts.items():
                 np.save(folder / f"confusion-{protocol}.npy", table)
-        with atomic_file(Path("metrics", *(["seeds"] if choice.of else []), choice.data, f"{name}.json")) as part:
+        with atomic_file(Path("metrics", *(["seeds"] if cfg.of else []), cfg.data, f"{name}.json")) as part:
             part.write_text(json.dumps(metrics, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
         for file in sorted(target.glob("*.png")):
             log.artifact(file, "predictions")

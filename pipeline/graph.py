@@ -56,8 +56,8 @@ class Stage:
     @property
     def gpus(self) -> int:
         """How many GPUs it is to have: none on another device, else its meta's times its processes."""
-        told = next(iter(self.params.values()), None)
-        values: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
+        settings = next(iter(self.params.values()), None)
+        values: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
         if not str(values.get("device", "cuda")).startswith("cuda"):
             return 0
         return int(self.meta.get("gpu", 0)) * int((values.get("recipe") or {}).get("num_processes", 1))
@@ -73,8 +73,8 @@ class Stage:
         return DONE / self.rule
 
     def digest(self) -> str:
-        told = json.dumps([self.command, self.params], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()
+        text = json.dumps([self.command, self.params], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_folder(output: str) -> bool:
@@ -186,7 +186,7 @@ def _commit(repo: Any, stage: Any) -> None:
 def _status(repo: Any) -> dict[str, Any]:
     """What `dvc status` tells, without the lock that it holds meanwhile: reading, it keeps nobody from anything."""
     unlocked = [type(stage).status.__wrapped__(stage) for stage in repo.index.stages]  # as under DVC's decorators
-    return {address: told for stage in unlocked for address, told in stage.items()}
+    return {address: status for stage in unlocked for address, status in stage.items()}
 
 
 def register_engine() -> None:
@@ -197,13 +197,13 @@ def register_engine() -> None:
 def commit(repo: Any, known: Sequence[Stage]) -> None:
     """Tell DVC of the stages that Snakemake ran to their end. UserError where its cache cannot be written.
 
-    A mark that is older than an input, or of other parameters, is of an earlier run that was killed: not believed.
+    A mark that is older than an input, or of other parameters, is of an earlier run that was killed: not valid.
     """
     by_address = {stage.addressing: stage for stage in repo.index.stages}
     marked = [stage for stage in known if stage.done.exists()]
     # Looked at before the first commit: DVC links outputs anew, and their times would then be those of the commit.
-    believed = [stage for stage in marked if _marker_is_valid(stage)]
-    for stage in sorted(believed, key=lambda stage: _time(stage.done)):
+    valid = [stage for stage in marked if _marker_is_valid(stage)]
+    for stage in sorted(valid, key=lambda stage: _time(stage.done)):
         try:
             _retry_on_lock(partial(_commit, repo, by_address[stage.address]))
         except OSError as error:
@@ -244,9 +244,9 @@ def _own_data_changed(stage: Stage) -> bool:
     return False
 
 
-def _modified(stage: Any, told: Sequence[Any]) -> bool:
+def _modified(stage: Any, status: Sequence[Any]) -> bool:
     """Whether, by `dvc status`, an input or output of a stage has another content than when the stage had run."""
-    changes = [paths for entry in told if isinstance(entry, dict) for paths in entry.values()]
+    changes = [paths for entry in status if isinstance(entry, dict) for paths in entry.values()]
     # Of parameters it has a word for each value; those are in the stamp.
     how = {word for paths in changes if isinstance(paths, dict) for word in paths.values() if isinstance(word, str)}
     # Of an output that is not in the cache DVC says that, and nothing about its content.
@@ -256,10 +256,10 @@ def _modified(stage: Any, told: Sequence[Any]) -> bool:
 def _stale_settings() -> bool:
     """Whether settings.json, whatever its time, is not what params.yaml and the profile resolve to."""
     try:
-        told = json.loads(resolve.SETTINGS.read_bytes())
+        written = json.loads(resolve.SETTINGS.read_bytes())
     except (FileNotFoundError, ValueError):
         return True
-    return json.dumps(told, sort_keys=True) != json.dumps(resolve.resolve(), sort_keys=True)
+    return json.dumps(written, sort_keys=True) != json.dumps(resolve.resolve(), sort_keys=True)
 
 
 def sync_mtimes(repo: Any, known: Sequence[Stage], elsewhere: bool = False) -> None:
@@ -284,13 +284,13 @@ def sync_mtimes(repo: Any, known: Sequence[Stage], elsewhere: bool = False) -> N
     lockfile = Path("dvc.lock")
     entries = yaml.load(lockfile.read_bytes(), yaml.CSafeLoader)["stages"] if lockfile.exists() else {}
     # "always changed" says that DVC cannot know; `_own_data_changed` does.
-    changed = {address: told for address, told in _status(repo).items() if told != ["always changed"]}
+    changed = {address: status for address, status in _status(repo).items() if status != ["always changed"]}
     # What no time of a file tells: a change in a user's folders, and one that came with an old time (cp -p, rsync -t).
     unseen = {stage.address for stage in known if _own_data_changed(stage)}
     by_address = {stage.addressing: stage for stage in repo.index.stages}
     for stage in known:
-        told = changed.get(stage.address, ())
-        if told and _newer(stage.outputs, stage.inputs) and _modified(by_address[stage.address], told):
+        status = changed.get(stage.address, ())
+        if status and _newer(stage.outputs, stage.inputs) and _modified(by_address[stage.address], status):
             unseen.add(stage.address)
     for stage in known:
         # Snakemake passes over a newer file whose content is what it was: for what it cannot see, it is another.

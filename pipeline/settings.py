@@ -59,10 +59,10 @@ def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
         try:
             socket.getaddrinfo(host, 443)
         except OSError as error:
-            told = f"{profile}: downloads from {host}, which cannot be reached ({error})"
+            problem = f"{profile}: downloads from {host}, which cannot be reached ({error})"
             if not any(download["own"] for download in settings["download"].values()):
-                raise UserError(told) from None
-            print(f"warning: {told}; one's own data does without its archives", file=sys.stderr)
+                raise UserError(problem) from None
+            print(f"warning: {problem}; one's own data does without its archives", file=sys.stderr)
             return
 
 

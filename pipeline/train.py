@@ -37,23 +37,23 @@ if TYPE_CHECKING:
 
 def run(name: str) -> None:
     """Train the experiment or pretraining `name` as settings.json says."""
-    choice = resolve.load("train", name)
-    start = Path("weights") / f"{choice.start}.safetensors"
-    if choice.source is not None:
-        import_finished_weights(name, choice, choice.source)
+    cfg = resolve.load("train", name)
+    start = Path("weights") / f"{cfg.start}.safetensors"
+    if cfg.source is not None:
+        import_finished_weights(name, cfg, cfg.source)
         return
-    if choice.target == "weights" and not choice.phases:
+    if cfg.target == "weights" and not cfg.phases:
         skip_pretraining(name, start)
         return
-    if choice.recipe.num_processes > 1 and "WORLD_SIZE" not in os.environ:
+    if cfg.recipe.num_processes > 1 and "WORLD_SIZE" not in os.environ:
         from pipeline.runtime.torchrun import together as launch
 
-        launch("pipeline.train", name, choice.recipe.num_processes, choice.device)
+        launch("pipeline.train", name, cfg.recipe.num_processes, cfg.device)
         return
-    wanted = choice.phases or (PhaseSettings(((choice.data, "train"),), choice.recipe.steps),)
-    parts = {(data, split): Split(Path("data") / data / f"{split}.arrow") for p in wanted for data, split in p.parts}
-    schema = Split(Path("data") / choice.data / "train.arrow").schema
-    ConcatSplits([Split(Path("data") / choice.data / "train.arrow"), *parts.values()])  # complains of other classes
+    stretches = cfg.phases or (PhaseSettings(((cfg.data, "train"),), cfg.recipe.steps),)
+    parts = {(data, split): Split(Path("data") / data / f"{split}.arrow") for p in stretches for data, split in p.parts}
+    schema = Split(Path("data") / cfg.data / "train.arrow").schema
+    ConcatSplits([Split(Path("data") / cfg.data / "train.arrow"), *parts.values()])  # complains of other classes
 
     import torch
 
@@ -64,43 +64,43 @@ def run(name: str) -> None:
     from refinenet.training.initial import load_initial_weights
     from refinenet.training.step import step_bytes
 
-    device = choose_device(choice.device)
-    reproducible(choice.seed, choice.threads)
-    model = RefineNet(len(schema.classes), **choice.network)
-    phases = [loop.Phase(ConcatSplits([parts[part] for part in p.parts]), p.steps, p.lr) for p in wanted]
-    load_initial_weights(start, model, phases[0].images, choice.recipe, choice.seed)
+    device = choose_device(cfg.device)
+    reproducible(cfg.seed, cfg.threads)
+    model = RefineNet(len(schema.classes), **cfg.network)
+    phases = [loop.Phase(ConcatSplits([parts[part] for part in p.parts]), p.steps, p.lr) for p in stretches]
+    load_initial_weights(start, model, phases[0].images, cfg.recipe, cfg.seed)
     model.to(device)
     steps = sum(phase.steps for phase in phases)
 
     used = sorted({data for data, _ in parts})
     inputs = {"training data" if len(used) == 1 else f"training data, {data}": Path("data") / data for data in used}
     inputs["initial weights"] = start
-    versions = {"torch": torch.__version__, "device": choice.device}
-    params = {**choice.network, **asdict(choice.recipe), "profile": choice.profile, "seed": choice.seed, **versions}
+    versions = {"torch": torch.__version__, "device": cfg.device}
+    params = {**cfg.network, **asdict(cfg.recipe), "profile": cfg.profile, "seed": cfg.seed, **versions}
     checkpoints = Path("checkpoints") / name
-    target = Path(choice.target) / f"{name}.safetensors"
+    target = Path(cfg.target) / f"{name}.safetensors"
     with (
         processes(device) as together,
-        track("train", name, choice.data, params, inputs, checkpoints) as log,
-        progress.bar(name, "image", total=steps * choice.recipe.batch_size, disable=not together.first) as bar,
+        track("train", name, cfg.data, params, inputs, checkpoints) as log,
+        progress.bar(name, "image", total=steps * cfg.recipe.batch_size, disable=not together.first) as bar,
     ):
         # Of all that the result depends on: a checkpoint of anything else is no place to go on from.
         digests = {str(path): dvc_md5(path) for path in inputs.values()} if together.first else {}
-        told = json.dumps([asdict(choice), digests, versions], sort_keys=True)
-        fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        payload = json.dumps([asdict(cfg), digests, versions], sort_keys=True)
+        fingerprint = hashlib.sha256(payload.encode()).hexdigest()
         if device.type == "cpu" and together.first:
-            log.scores({"activation_bytes": step_bytes(model, choice.recipe)})
+            log.scores({"activation_bytes": step_bytes(model, cfg.recipe)})
         before, at = 0, time.perf_counter()
 
         def on_step(done: loop.Progress) -> None:
             nonlocal before, at
-            progress.reach(bar, done.step * choice.recipe.batch_size, choice.recipe.batch_size)
+            progress.reach(bar, done.step * cfg.recipe.batch_size, cfg.recipe.batch_size)
             if done.point is None:
                 return
             now = time.perf_counter()
             values = {"loss": done.point.loss, "lr": done.point.lr}
             if before:  # the first interval also has what is done once
-                values["images_per_second"] = (done.step - before) * choice.recipe.batch_size / (now - at)
+                values["images_per_second"] = (done.step - before) * cfg.recipe.batch_size / (now - at)
             values |= device_load(device)
             before, at = done.step, now
             bar.set_postfix(loss=f"{done.point.loss:.3f}", refresh=False)
@@ -108,7 +108,7 @@ def run(name: str) -> None:
 
         try:
             curve = loop.train(
-                model, phases, choice.recipe, choice.seed, checkpoints, fingerprint, on_step, terminated, together
+                model, phases, cfg.recipe, cfg.seed, checkpoints, fingerprint, on_step, terminated, together
             )
         except loop.Stopped as stopped:
             raise Terminated(f"after step {stopped.step}; the same command goes on from {stopped.path}") from None
@@ -116,14 +116,14 @@ def run(name: str) -> None:
             "dataset": schema.dataset,
             "classes": schema.classes,
             "palette": schema.palette,
-            "input_scale": choice.recipe.input_scale,
-            "short_edge": choice.recipe.short_edge,
-            "profile": choice.profile,
+            "input_scale": cfg.recipe.input_scale,
+            "short_edge": cfg.recipe.short_edge,
+            "profile": cfg.profile,
             "experiment": name,
         }
         if together.first:
             write_curve(name, curve)
-            save(model, target, about, getattr(torch, choice.dtype))
+            save(model, target, about, getattr(torch, cfg.dtype))
             log.wrote(target)
     if together.first:
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -139,9 +139,9 @@ def skip_pretraining(name: str, start: Path) -> None:
     print(f"{name}: no phases in the profile, {start} is passed on")
 
 
-def import_finished_weights(name: str, choice: Train, source: Source) -> None:
+def import_finished_weights(name: str, cfg: Train, source: Source) -> None:
     """Convert the finished weights of the experiment `name`. All but the backbone of its network is as in the file."""
-    data, wanted = Path("data") / choice.data, choice.network["backbone"]
+    data, backbone = Path("data") / cfg.data, cfg.network["backbone"]
     classes = Split(data / "train.arrow").schema.classes
 
     import torch
@@ -150,17 +150,17 @@ def import_finished_weights(name: str, choice: Train, source: Source) -> None:
     from refinenet.model.network import save
 
     with imagenet.fetched_file(source, Path("data/archives/models")) as file:
-        found = recognise.read(file, choice.data)
-        if not isinstance(found, recognise.Model) or found.network.config.backbone != wanted:
-            raise UserError(f"{file}: {found.what}, expected a RefineNet on {wanted}")
+        found = recognise.read(file, cfg.data)
+        if not isinstance(found, recognise.Model) or found.network.config.backbone != backbone:
+            raise UserError(f"{file}: {found.what}, expected a RefineNet on {backbone}")
         if tuple(found.about["classes"]) != classes:
-            raise UserError(f"{file}: {choice.data} has other classes in {data}, expected those of pipeline/datasets")
+            raise UserError(f"{file}: {cfg.data} has other classes in {data}, expected those of pipeline/datasets")
         target = Path("models") / f"{name}.safetensors"
-        params = {"profile": choice.profile, "source": source.url, **asdict(found.network.config)}
-        with track("train", name, choice.data, params, {"training data": data, "finished weights": file}) as log:
+        params = {"profile": cfg.profile, "source": source.url, **asdict(found.network.config)}
+        with track("train", name, cfg.data, params, {"training data": data, "finished weights": file}) as log:
             write_curve(name, [])
-            about = {**found.about, "profile": choice.profile, "experiment": name}
-            save(found.network, target, about, getattr(torch, choice.dtype))
+            about = {**found.about, "profile": cfg.profile, "experiment": name}
+            save(found.network, target, about, getattr(torch, cfg.dtype))
             log.wrote(target)
     print(f"{name}: {found.what} from {file.name}, not trained here")
 

@@ -171,8 +171,8 @@ def training_settings(name: str, training: Training, params: Params, profile: Pr
         "cascade": training.cascade,
         "pools": training.pools,
     }
-    chosen = {"classes": 1, **profile.network, **own.get("network", {}), **varied, **training.network}
-    network = asdict(build(Config, chosen, f"{where}: network of {name}"))
+    values = {"classes": 1, **profile.network, **own.get("network", {}), **varied, **training.network}
+    network = asdict(build(Config, values, f"{where}: network of {name}"))
     del network["classes"]
     recipe = merge(merge(profile.train, own.get("train", {})), training.train)
     # Without a pretraining the experiment is all there is to it, and the whole training set is its own.

@@ -363,7 +363,7 @@ def build(kind: type[_T], values: object, where: str) -> _T:
         return made
     except ValidationError as error:
         # Of "a word, or a mapping" both are told; what went further in is what was meant.
-        first = max(error.errors(), key=lambda told: len(told["loc"]))
+        first = max(error.errors(), key=lambda item: len(item["loc"]))
         key = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part not in _KINDS)
         if first["type"] == "unexpected_keyword_argument":
             raise UserError(f"{where}: unknown key {key}") from None

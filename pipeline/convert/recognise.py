@@ -92,10 +92,10 @@ class Backbone:
         """Write the tensors, with what they were trained with as metadata (start.check_fit)."""
         from safetensors.torch import save_file
 
-        told = {"backbone": self.backbone, "stride": self.stride, "mean": self.mean, "std": self.std}
+        trained = {"backbone": self.backbone, "stride": self.stride, "mean": self.mean, "std": self.std}
         tensors = {name: tensor.float().contiguous() for name, tensor in self.tensors.items()}
         with atomic_file(path) as part:
-            save_file(tensors, part, {"trained": json.dumps(told, sort_keys=True)})
+            save_file(tensors, part, {"trained": json.dumps(trained, sort_keys=True)})
 
 
 @dataclass(frozen=True)
@@ -241,8 +241,8 @@ def _kind(tensors: Mapping[str, Tensor], at: str, file: Path) -> str:
 def _resnet(tensors: Mapping[str, Tensor], stride: Stride, mean: RGB, std: RGB, whose: str, file: Path) -> Backbone:
     kind = _kind(tensors, "", file)
     load_tensors(ResNet(kind, _need(tensors, "conv1.weight", file).shape[0], stride), tensors, str(file))
-    told = ", ".join(f"{value:g}" for value in mean)
-    return Backbone(kind, tensors, stride, mean, std, f"{kind} of {whose}, stride in the {stride}, mean {told}")
+    listed = ", ".join(f"{value:g}" for value in mean)
+    return Backbone(kind, tensors, stride, mean, std, f"{kind} of {whose}, stride in the {stride}, mean {listed}")
 
 
 def _refinenet(
@@ -273,7 +273,7 @@ def _refinenet(
     )
     load_tensors(network, {name: tensor.float() for name, tensor in tensors.items()}, str(file))
     config = network.config
-    told = {
+    metadata = {
         "dataset": dataset,
         "classes": data.CLASSES,
         "palette": data.PALETTE,
@@ -285,7 +285,7 @@ def _refinenet(
         f"{' and void' if config.void_output else ''}), {config.pools} pooling blocks {config.order}, "
         f"{config.upsample}, stride in the {config.stride}"
     )
-    return Model(network.eval(), told, what)
+    return Model(network.eval(), metadata, what)
 
 
 def _dataset(outputs: int, wanted: str | None, file: Path, void: bool) -> str:

@@ -84,8 +84,8 @@ def status(given: argparse.Namespace) -> None:
     if done.returncode:  # an API server that does not answer now says nothing of the job
         print("failed" if "NotFound" in done.stderr else "running")
     else:
-        told = done.stdout.split()
-        print("success" if "Complete" in told else "failed" if "Failed" in told else "running")
+        conditions = done.stdout.split()
+        print("success" if "Complete" in conditions else "failed" if "Failed" in conditions else "running")
 
 
 def cancel(given: argparse.Namespace) -> None:
