@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the one error a user is meant to read."""
+"""Files and folders that appear under their name whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _umask() -> int:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has the file or folder `path`."""
+    """Wait until the file or folder `path` is on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -25,10 +25,10 @@ def sync(path: Path) -> None:
 
 
 def process_start_time(process: int) -> str:
-    """When the process with this number started, in clock ticks since boot: no later one of that number has the same.
+    """Return when the process with this id started, in clock ticks since boot: a later one with the id differs.
 
-    "" where there is none, also where it is a zombie: it has ended, but its parent has not asked how, and one whose
-    parent is gone stays for ever in a container whose first process asks nobody. "?" where /proc does not tell.
+    "" where there is none or where it is a zombie: it has ended, but its parent has not waited for it (in a container
+    whose first process reaps no orphans a zombie stays for ever). "?" where there is no /proc.
     """
     try:
         # proc(5): number (name) state parent ... start time; the name may hold blanks and brackets.
@@ -45,7 +45,7 @@ def process_start_time(process: int) -> str:
 
 
 def alive(process: int) -> bool:
-    """Whether a process with this number runs on this machine, whoever's it is."""
+    """Return whether a process with this id runs on this machine, of any user."""
     return process_start_time(process) != ""
 
 
@@ -57,7 +57,7 @@ def _remove(path: Path) -> None:
 
 
 def _part(path: Path) -> Path:
-    """The name beside `path` to write to; what killed processes left under such names goes."""
+    """Return the temporary name to write to, next to `path`; remove what killed processes left under such names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.part"):
         writer = left.name.split(".")[-2]
@@ -68,7 +68,7 @@ def _part(path: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; on success it is synced and renamed to `path`, on any error it is removed."""
+    """Yield a path to write a file to; on success it is synced and renamed to `path`, on any error removed."""
     part = _part(path)
     try:
         yield part
@@ -82,14 +82,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: yield an empty one, which takes the name `path` once the block has ended well."""
+    """Yield an empty folder to write to; on success it is synced and replaces `path`, on any error it is removed."""
     part = _part(path)
     _remove(part)
     part.mkdir()
     try:
         yield part
         for file in part.rglob("*"):
-            if not file.is_symlink():  # what it leads to is somebody else's, and may not be to be synced
+            if not file.is_symlink():  # its target may belong to another user, and not be readable
                 sync(file)
         if path.exists() or path.is_symlink():
             _remove(path)

@@ -18,7 +18,7 @@ Average = Literal["probability", "log"]
 Initial = Literal["gaussian", "scaled", "variance_matched"]
 Precision = Literal["float32", "bfloat16"]
 
-SMALLEST_TILE = 256  # pixels a side; of less the borders would be most
+SMALLEST_TILE = 256  # pixels a side; smaller tiles would be mostly border
 
 # Bottleneck units in the four stages of each ResNet.
 RESNETS: Mapping[str, tuple[int, int, int, int]] = {
@@ -41,7 +41,7 @@ class Cascade:
     scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        # Lists, as YAML and JSON have them, are welcome.
+        # Values from YAML and JSON are lists.
         object.__setattr__(self, "blocks", tuple(tuple((t[0], t[1]) for t in block) for block in self.blocks))
         object.__setattr__(self, "scales", tuple(self.scales))
         taps = [tap for block in self.blocks for tap in block]
@@ -79,14 +79,14 @@ CASCADES: Mapping[str, Cascade] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides which function a RefineNet's weights mean. The defaults are the paper's network.
+    """The architecture of a RefineNet: with its weights it defines the function. The defaults are the paper's network.
 
     docs/settings.md has the table of what the paper and the authors' code say and which table needs which value.
     """
 
     classes: int
     backbone: str = "resnet101"  # or "timm:<name>", any timm model with maps at 1/4, 1/8, 1/16 and 1/32
-    cascade: str | Cascade = "four"  # one of CASCADES, or one's own
+    cascade: str | Cascade = "four"  # one of CASCADES, or your own
     pools: int = 2  # chained pooling blocks: 0 and 2 in the ablation, 4 for Person-Part and VOC, else 2
     order: PoolOrder = "pool-conv"  # the paper and the released VOC and Cityscapes models; the other five: conv-pool
     upsample: Upsample = "bilinear"  # the paper; "bicubic" in the authors' my_resize.m; "-aligned": align_corners
@@ -128,12 +128,12 @@ class Config:
 
     @property
     def paths(self) -> Cascade:
-        """The cascade, whether it was named or written out."""
+        """Return the cascade, whether it was given by name or written out."""
         return self.cascade if isinstance(self.cascade, Cascade) else CASCADES[self.cascade]
 
     @property
     def outputs(self) -> int:
-        """Channels of the logits."""
+        """Return the number of channels of the logits."""
         return self.classes + self.void_output
 
 
@@ -151,12 +151,12 @@ class Recipe:
     crop: int = 400  # pixels a side, after scaling; 600 for Cityscapes (demo)
     input_scale: float = 1.2  # the crop is enlarged by this before the network (gen_featnet_config_resnet_custom)
     scales: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)  # (batch_do_data_augmentation; paper: 0.7 to 1.3)
-    short_edge: tuple[int, int] | None = None  # brought into this before all else; authors: 450 to 1100
+    short_edge: tuple[int, int] | None = None  # pixels, clamped to this before all else; authors: 450 to 1100
     flip: bool = True
     class_balanced: bool = True  # classes drawn evenly, crops centred on a pixel of it (my_epoch_run_config, type 1)
     epoch_sampling: bool = True  # with it: the authors' epochs of 1000 to 2000 images; else a class, then its image
     class_sampling_power: float = 0.0  # where a class is drawn first: as often as its number of images to this power
-    square_crops: bool = True  # a square within the short edge (batch_do_data_crop); else it goes on along the long one
+    square_crops: bool = True  # a square within the short edge (batch_do_data_crop); else longer along the long edge
     lr: float = 5e-4  # of the new layers (demo_refinenet_train)
     backbone_lr: float = 0.1  # times lr, for the layers that start from ImageNet weights
     momentum: float = 0.9
@@ -170,8 +170,8 @@ class Recipe:
     precision: Precision = "float32"  # of the convolutions; weights, gradients and the loss are float32 in both
     channels_last: bool = False  # order of the maps in memory, which convolutions are faster in
     compile: bool = False  # torch.compile of the network
-    num_processes: int = 1  # a GPU each; a batch is shared out, so the result is that of one to rounding, dropout apart
-    activation_checkpointing: bool = False  # maps are computed again for the gradient instead of kept: less memory
+    num_processes: int = 1  # a GPU each, a share of each batch: same result to rounding, but for dropout's masks
+    activation_checkpointing: bool = False  # maps are recomputed for the gradient instead of kept: less memory
     log_every: int = 20
     checkpoint_every: int = 1000
 
@@ -210,9 +210,9 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Resizing:
-    """What happens to an image before the scales.
+    """How an image is resized before the scales of a protocol.
 
-    Its short edge is brought into `short_edge` (None: left alone), then it is enlarged by `input_scale` (1.2 in the
+    Its short edge is clamped to `short_edge` (pixels; None: as it is), then it is enlarged by `input_scale` (1.2 in the
     authors' code, in training and test).
     """
 
@@ -220,12 +220,12 @@ class Resizing:
     short_edge: tuple[int, int] | None = None
 
     def factor(self, height: int, width: int) -> float:
-        """By how much an image of this size is resized at scale 1."""
+        """Return the factor by which an image of height x width pixels is resized at scale 1."""
         return self.input_scale * clamp_short_edge(height, width, self.short_edge)
 
 
 def clamp_short_edge(height: int, width: int, limits: tuple[int, int] | None) -> float:
-    """The factor that brings the short edge of a height x width image into `limits`; 1 without limits."""
+    """Return the factor that brings the short edge of a height x width image within `limits`; 1 without limits."""
     if limits is None:
         return 1.0
     short = min(height, width)

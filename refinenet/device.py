@@ -1,4 +1,4 @@
-"""Where and how the arithmetic runs: the device, and what makes it repeatable to the bit."""
+"""Choose the device, reserve GPUs, and make results repeatable to the bit."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 
 from refinenet.errors import UserError
 
-# Open for as long as the process lives: with the file its lock goes, however the process ends.
+# Lock files stay open as long as the process lives: the lock is released when it ends, however it ends.
 _held: dict[str, int] = {}
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; UserError where this machine has none.
+    """Return the device called `name`. Raises UserError where this machine has no such device.
 
-    "cuda" is any GPU: under torchrun that of LOCAL_RANK; else one that no other stage on this machine has chosen, the
-    one with the most free memory first. Where all are chosen it is shared: the one with the most free memory.
+    "cuda" is any GPU: under torchrun the one of LOCAL_RANK; else the one with the most free memory among those that no
+    other stage on this machine uses. Where all are in use, the one with the most free memory is shared.
     """
     device = torch.device(name)
     if device.type != "cuda":
@@ -43,18 +43,18 @@ def choose_device(name: str) -> torch.device:
 
 
 def pick(free: Sequence[int], take: Callable[[int], bool]) -> int:
-    """The index of the GPU to use. `free`: bytes of each; `take(index)` locks one and says whether that went well.
+    """Return the index of the GPU to use. `free`: free bytes of each; `take(index)` locks one, False where it cannot.
 
-    The first that could be locked, most free bytes first; if none could, the one with the most.
+    The first that can be locked, most free bytes first; if none can, the one with the most.
     """
     order = sorted(range(len(free)), key=lambda index: -free[index])
     return next((index for index in order if take(index)), order[0])
 
 
 def reserve(count: int) -> str:
-    """`count` GPUs that no other stage on this machine has chosen, as CUDA_VISIBLE_DEVICES names them.
+    """Lock `count` GPUs that no other stage on this machine uses; return them as CUDA_VISIBLE_DEVICES names them.
 
-    They are held for the rest of this process. UserError where so many are not free: shared ones would not do.
+    They stay locked until this process ends. Raises UserError where fewer are free: they are not shared.
     """
     free, taken = _free_memory(), list[str]()
     for name in sorted(free, key=lambda name: -free[name]):
@@ -66,19 +66,19 @@ def reserve(count: int) -> str:
 
 
 def _lock(uuid: str) -> Path:
-    """The file that whoever uses this GPU locks, the same for all users of this machine."""
+    """Return the lock file of a GPU, the same for all users of this machine."""
     return Path(tempfile.gettempdir()) / f"refinenet-gpu-{uuid}.lock"
 
 
 def hold(path: Path) -> bool:
-    """Lock the file `path` for the rest of this process; False where another process has it."""
+    """Lock the file `path` until this process ends; return False where another process holds it."""
     import fcntl  # not on Windows, where no stage gets here without a GPU
 
     if str(path) in _held:
         return True
     try:
         try:
-            # Another user's file in a shared folder may be opened, but not with the flag that would create it.
+            # In a shared /tmp another user's file can be opened, but not with O_CREAT.
             file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT, 0o644)
@@ -94,9 +94,9 @@ def hold(path: Path) -> bool:
 
 
 def _free_memory() -> dict[str, int]:
-    """UUID of each GPU -> its free bytes; empty where the driver's tool is missing.
+    """Return UUID -> free bytes of each GPU; empty where nvidia-smi is missing.
 
-    PyTorch knows it too, but asking it claims some hundred megabytes on every GPU asked about.
+    PyTorch knows it too, but to ask it creates a context of some hundred megabytes on every GPU.
     """
     query = ["nvidia-smi", "--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits"]
     try:
@@ -108,9 +108,9 @@ def _free_memory() -> dict[str, int]:
 
 
 def reproducible(seed: int, threads: int) -> None:
-    """Make this process repeatable to the bit: seeds, deterministic kernels, a fixed number of threads.
+    """Make this process repeatable to the bit: seed, deterministic kernels, a fixed number of CPU threads.
 
-    The number of threads decides in which order sums are taken, so it is a setting and not the machine's.
+    The number of threads decides the order of sums, so it is a setting and not the machine's number of cores.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)

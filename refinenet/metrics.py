@@ -1,7 +1,7 @@
-"""Scores from pixel counts, under the paper's rule and under those of two official tools, and how sure they are.
+"""Scores from pixel counts, by the paper's rule and by those of two official tools, with bootstrap intervals.
 
 The paper's rule is that of the authors' seg_eva_gen_result_from_con_mat.m: one confusion matrix over the set, void
-pixels left out, means over the classes that occur in the truth.
+pixels ignored, means over the classes present in the ground truth.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Rule = Literal["paper", "cityscapes", "ade20k"]
 
-PIXELS = 1 << 18  # counted at once, so that what is made on the way stays in the cache
-WEIGHTS = 1 << 20  # of images in draws, made at once: 8 MB
+PIXELS = 1 << 18  # counted at once, so that intermediate arrays stay in the processor's cache
+WEIGHTS = 1 << 20  # image weights of bootstrap draws held at once: 8 MB
 
 
 def confusion(truth: Array, prediction: Array, classes: int) -> Counts:
-    """Pixel counts, truth in rows, prediction in columns: classes x (classes + 1), int64.
+    """Count pixels, truth in rows, prediction in columns: classes x (classes + 1), int64.
 
-    truth, prediction: uint8 of one shape; at most 254 classes. Pixels whose truth is void (255) do not count. The last
-    column holds predictions that are no class: they are false negatives of the truth and nobody's false positives.
-    ValueError where a label of the truth is neither a class nor 255.
+    truth, prediction: uint8 of one shape; at most 254 classes. Pixels whose truth is void (255) are ignored. The last
+    column holds predictions that are no class: false negatives of the true class, false positives of none.
+    Raises ValueError where a label of the truth is neither a class nor 255.
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
@@ -61,8 +61,8 @@ def confusion(truth: Array, prediction: Array, classes: int) -> Counts:
 
 
 def _keys(truth: Array, prediction: Array, classes: int) -> npt.NDArray[np.uint16]:
-    """Row times the columns plus column; rows are void, the classes, anything else; columns the classes, the rest."""
-    # Of two arrays np.minimum takes a tenth of what it takes of an array and a number.
+    """Return row * columns + column of each pixel; rows: void, the classes, other; columns: the classes, other."""
+    # np.minimum of two arrays takes a tenth of the time of np.minimum of an array and a number.
     row = np.minimum(truth + np.uint8(1), np.full_like(truth, classes + 1))  # 255 + 1 is 0
     column = np.minimum(prediction, np.full_like(prediction, classes))
     key: npt.NDArray[np.uint16] = row.astype(np.uint16)
@@ -72,7 +72,7 @@ def _keys(truth: Array, prediction: Array, classes: int) -> npt.NDArray[np.uint1
 
 
 def _checked(table: Counts) -> Counts:
-    """The rows of the classes. ValueError where the last row, of what is no label, is not empty."""
+    """Return the rows of the classes. Raises ValueError where the last row, of invalid labels, is not empty."""
     classes = len(table) - 2
     if table[-1].any():
         expected = f"expected classes 0 to {classes - 1} or {IGNORE_INDEX}"
@@ -81,15 +81,15 @@ def _checked(table: Counts) -> Counts:
 
 
 def confusion_on_device(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:
-    """Counts of each image: B x (classes + 2) x (classes + 1), int64, where the images are, without waiting for them.
+    """Count pixels of each image: B x (classes + 2) x (classes + 1), int64, on the images' device, without a sync.
 
-    truth, prediction: B x H x W, uint8. Row 0 is of pixels whose truth is void, the last row of those whose truth is
-    neither void nor a class; to look at it here would be to wait. `Confusion.counts` does.
+    truth, prediction: B x H x W, uint8. Row 0 counts pixels whose truth is void, the last row those whose truth is
+    neither void nor a class; checking it here would wait for the device. `Confusion.counts` checks it.
     """
     import torch
 
-    # torch.bincount waits to learn the largest key; scatter_add_ and index_add_ take a slow way where deterministic
-    # algorithms are asked for. Sorting 16-bit keys is exact, repeatable, and the size of its result known before.
+    # torch.bincount waits for the device to learn the largest key; scatter_add_ and index_add_ are slow with
+    # deterministic algorithms on. Sorting 16-bit keys is exact and repeatable, and the size of its result is known.
     lowest = torch.iinfo(torch.int16).min
     size = (classes + 2) * (classes + 1)
     key = (truth + 1).clamp(max=classes + 1).int() * (classes + 1) + prediction.clamp(max=classes)  # 255 + 1 is 0
@@ -100,10 +100,9 @@ def confusion_on_device(truth: Tensor, prediction: Tensor, classes: int) -> Tens
 
 
 class Confusion:
-    """The counts of a set of images, made where `device` is: on a GPU without waiting for it.
+    """The confusion matrix of a set of images, counted on `device`; `add` does not wait for a GPU.
 
-    Keeps, beside the matrix of the set, three sums of each class for every image, which `bootstrap` needs: 7 MB for
-    2,000 images of 150 classes.
+    Also keeps three sums of each class for every image, which `bootstrap` needs: 7 MB for 2,000 images of 150 classes.
     """
 
     def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
@@ -116,7 +115,7 @@ class Confusion:
     def add(self, truth: Tensor | Array, prediction: Tensor | Array) -> None:
         """Count one image, H x W, or several of one size, B x H x W; uint8, tensors or arrays.
 
-        ValueError where a label of the truth is neither a class nor 255: on a CPU here, else from `counts`.
+        Raises ValueError where a label of the truth is neither a class nor 255: on a GPU not here, but in `counts`.
         """
         if truth.shape != prediction.shape:
             raise ValueError(f"truth is {tuple(truth.shape)}, prediction {tuple(prediction.shape)}")
@@ -138,12 +137,12 @@ class Confusion:
                 self._total = self._total + table
 
     def counts(self) -> Counts:
-        """The matrix of all images: classes x (classes + 1), int64, as of `confusion`. Waits for the device."""
+        """Return the matrix of all images: classes x (classes + 1), int64, as `confusion`. Waits for the device."""
         total = _checked(_array(self._total)) if self._on_device and self._images else self._total
         return np.zeros((self.classes, self.classes + 1), np.int64) + total
 
     def per_image(self) -> Counts:
-        """`sums` of each image in the order added: N x 3 x classes, int64. Waits for the device."""
+        """Return `sums` of each image in the order added: N x 3 x classes, int64. Waits for the device."""
         if not self._images:
             return np.zeros((0, 3, self.classes), np.int64)
         if self._on_device:
@@ -158,13 +157,13 @@ def _array(values: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def sums(counts: Counts) -> Counts:
-    """All that scores need of a confusion matrix: hits, pixels of the truth, pixels predicted; 3 x classes, int64."""
+    """Return what scores need of a confusion matrix: hits, true pixels, predicted pixels; 3 x classes, int64."""
     return np.stack([np.diagonal(counts), counts.sum(axis=1), counts[:, : len(counts)].sum(axis=0)])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Fractions. `iou` has one entry a class, None where the rule leaves it out; its mean is over the others."""
+    """Scores as fractions. `iou` has one entry a class, None where the rule leaves it out of the mean."""
 
     pixel_accuracy: float
     mean_accuracy: float
@@ -173,9 +172,9 @@ class Scores:
 
 
 def scores(counts: Counts, rule: Rule = "paper") -> Scores:
-    """Pixel accuracy, mean class accuracy, mean IoU of `confusion`'s counts. ValueError without a labelled pixel.
+    """Return the scores of `confusion`'s counts. Raises ValueError without a labelled pixel.
 
-    The rules differ in the IoU of a class that the truth lacks. Both accuracies are the same under all three.
+    The rules differ in the IoU of a class that the truth lacks. Both accuracies are the same by all three.
 
     - paper: left out (authors' seg_eva_gen_result_from_con_mat.m).
     - cityscapes: 0 if predicted on a labelled pixel, else left out (cityscapesScripts, getIouScoreForLabel and
@@ -197,28 +196,28 @@ def scores(counts: Counts, rule: Rule = "paper") -> Scores:
 def _iou(
     hits: npt.NDArray[Any], truth: npt.NDArray[Any], predicted: npt.NDArray[Any], rule: Rule
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """IoU of each class and whether the mean counts it; all of one shape, ... x classes."""
+    """Return the IoU of each class and whether the mean counts it; all of one shape, ... x classes."""
     if rule not in get_args(Rule):
         raise ValueError(f"no rule {rule!r}, only {', '.join(get_args(Rule))}")
     union = truth + predicted - hits
     if rule == "ade20k":
-        # As there, eps keeps 0 / 0 from being asked; it changes the last bit of a union of one pixel.
+        # As in demoEvaluation.m, eps avoids 0 / 0; it changes the last bit of a union of one pixel.
         return hits / (union + np.finfo(np.float64).eps), np.ones(union.shape, np.bool_)
     return hits / np.maximum(union, 1), (truth if rule == "paper" else union) > 0
 
 
 def _mean(values: Floats, counted: npt.NDArray[np.bool_]) -> Floats:
-    """Mean of the values counted, over the last axis."""
-    # One after the other, as cityscapesScripts adds: np.mean adds in pairs, another last bit.
+    """Return the mean of the values counted, over the last axis."""
+    # Added one after the other, as cityscapesScripts does: np.mean adds in pairs, which changes the last bit.
     total = np.cumsum(np.where(counted, values, 0), axis=-1)[..., -1]
     return np.asarray(total / counted.sum(axis=-1))
 
 
 def grouped(counts: Counts, groups: Sequence[Sequence[int]]) -> Counts:
-    """Counts of groups of classes, where a class taken for another of its group is a hit: groups x (groups + 1).
+    """Merge the counts of groups of classes: groups x (groups + 1). Confusion within a group is a hit.
 
-    groups: the indices of each; every class is in one. Under the rule cityscapes these score as Cityscapes' categories
-    do (cityscapesScripts, getIouScoreForCategory).
+    groups: the class indices of each group; every class is in one, else ValueError. Scored by the rule "cityscapes"
+    this is the IoU of Cityscapes' categories (cityscapesScripts, getIouScoreForCategory).
     """
     classes = len(counts)
     if sorted(index for group in groups for index in group) != list(range(classes)):
@@ -230,10 +229,10 @@ def grouped(counts: Counts, groups: Sequence[Sequence[int]]) -> Counts:
 
 
 def alternatives(counts: Counts, rule: Rule, groups: Mapping[str, Sequence[int]] | None = None) -> dict[str, float]:
-    """The numbers that a data set's own tool ends in, by name.
+    """Return the scores that a data set's official tool reports, by name.
 
-    cityscapes: "mean_iou", and with `groups`, its categories, "category_iou", their mean. ade20k: "pixel_accuracy",
-    "mean_iou" and the mean of the two, "score", which ranks (README of CSAILVision/sceneparsing).
+    cityscapes: "mean_iou" and, with `groups` (the categories), "category_iou", their mean. ade20k: "pixel_accuracy",
+    "mean_iou" and the mean of the two, "score", by which entries are ranked (README of CSAILVision/sceneparsing).
     """
     result = scores(counts, rule)
     values = {"mean_iou": result.mean_iou}
@@ -246,7 +245,7 @@ def alternatives(counts: Counts, rule: Rule, groups: Mapping[str, Sequence[int]]
 
 
 def most_frequent(counts: Counts) -> tuple[int, Scores]:
-    """The most frequent class of the truth, and what answering it everywhere scores on the same pixels."""
+    """Return the most frequent class of the truth, and the scores of predicting it for every pixel."""
     truth = counts.sum(axis=1)
     winner = int(truth.argmax())
     constant = np.zeros_like(counts)
@@ -265,24 +264,33 @@ class Interval:
 def bootstrap(
     per_image: Counts, draws: int = 1000, seed: int = 0, level: float = 0.95, rule: Rule = "paper"
 ) -> Interval:
-    """Interval of the scores over resampled images; the same for the same `seed`, in any order of images.
+    """Return bootstrap intervals of the scores over images; same `seed`, same result, in any order of images.
 
-    per_image: N x 3 x classes, from `Confusion.per_image`. A draw is N of the images, with replacement, and is scored
-    under `rule` from its added counts, as the set was: a class whose images were not drawn is left out of the paper's
-    mean. Images without a labelled pixel are never drawn. The ends are quantiles of the draws, moved by what the draws
-    are off the score on average: draws that lack the rare classes, mostly the hard ones, score too high.
+    A draw is N of the images, with replacement, scored by `rule` from its summed counts, as the set was: a class whose
+    images were not drawn is left out of the paper's mean. Images without a labelled pixel are never drawn. The ends are
+    quantiles of the draws, shifted so that their mean is the score: draws without the rare classes, mostly the hard
+    ones, score too high.
 
-    It covers that other images of the same kind could have been in the set. It does not cover that training again,
-    with another seed, gives another model; nor images that belong together, such as frames of one video; and of a
-    class seen in a handful of images it knows only these, so there it is too narrow. Under ade20k a class that the set
-    lacks is 0 in every draw.
+    The interval covers the choice of validation images. It does not cover training variance (another seed), nor images
+    that belong together, such as frames of one video; for a class present in a handful of images it is too narrow. By
+    the rule "ade20k" a class that the set lacks is 0 in every draw.
+
+    Args:
+        per_image: N x 3 x classes, from `Confusion.per_image`.
+        draws: number of bootstrap samples.
+        seed: of the draws.
+        level: probability that the interval covers, such as 0.95.
+        rule: how a draw is scored.
+
+    Raises:
+        ValueError: no image has a labelled pixel.
     """
     images = sorted((image for image in per_image if image[1].any()), key=lambda image: image.tobytes())
     if not images:
         raise ValueError("no labelled pixel to score")
     count, classes = len(images), per_image.shape[2]
     rng = np.random.default_rng(seed)
-    # Products of whole numbers below 2**53: the same in any order of summing.
+    # Sums of whole numbers below 2**53 are exact in float64: the same in any order.
     flat = np.array(images, np.float64).reshape(count, 3 * classes)
     iou, accuracy = np.empty(draws), np.empty(draws)
     step = max(1, WEIGHTS // count)
@@ -301,6 +309,6 @@ def bootstrap(
 
 
 def _about(score: float, drawn: Floats, ends: tuple[float, float]) -> tuple[float, float]:
-    """Quantiles of the draws, moved so that their mean is the score, and no further than 0 and 1."""
+    """Return quantiles of the draws, shifted so that the draws' mean is the score, within 0 and 1."""
     low, high = np.clip(np.quantile(drawn, ends) - (drawn.mean() - score), 0.0, 1.0)
     return float(low), float(high)

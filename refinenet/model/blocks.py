@@ -18,7 +18,7 @@ from refinenet.config import PoolOrder, Upsample
 
 
 def conv3x3(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
-    """3 x 3 convolution that keeps the size."""
+    """Return a 3 x 3 convolution that keeps the size."""
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
 
 
@@ -26,10 +26,10 @@ def resize(maps: Tensor, size: Sequence[int], how: Upsample = "bilinear") -> Ten
     """Enlarge maps N x C x H x W to N x C x size.
 
     "bilinear" is the paper's (section 3.2), "bilinear-aligned" the same with align_corners. "bicubic" is the authors'
-    my_resize.m as it runs on a GPU: both sides are scaled by the larger of the two ratios and what is too much at the
-    bottom or on the right is cut off.
+    my_resize.m as it runs on a GPU: both sides are scaled by the larger of the two ratios, and what exceeds `size` at
+    the bottom or on the right is cropped.
     """
-    # An exported graph is for any size: there "the same" is not known, and resizing to the same size changes nothing.
+    # An exported graph is for any size, so it cannot depend on this test; resizing to the same size changes nothing.
     if not torch.compiler.is_exporting() and maps.shape[2:] == tuple(size):
         return maps
     if how == "bicubic":
@@ -39,7 +39,7 @@ def resize(maps: Tensor, size: Sequence[int], how: Upsample = "bilinear") -> Ten
 
 
 def imresize(images: Tensor, size: Sequence[int]) -> Tensor:
-    """N x C x H x W -> N x C x size as by MATLAB's imresize with a size: bicubic, anti-aliased, but not clipped."""
+    """Resize N x C x H x W to N x C x size like MATLAB's imresize: bicubic, anti-aliased; values are not clipped."""
     sides = zip(images.shape[2:], size, strict=True)
     return _apply(images, [_cubic(n, m, m / n, torch.sym_min(m / n, 1.0), images) for n, m in sides])
 
@@ -49,12 +49,12 @@ def _larger(a: Any, b: Any) -> Any:
 
 
 def _apply(maps: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    # As products with a matrix: their backward pass is repeatable on a GPU, that of interpolation is not.
+    # As matrix products: their backward pass is deterministic on a GPU, that of interpolation is not.
     return weights[0] @ maps @ weights[1].T
 
 
 def _cubic(inputs: int, outputs: int, scale: Any, shrink: Any, like: Tensor) -> Tensor:
-    """Matrix outputs x inputs of Keys' kernel. Each row sums to 1."""
+    """Return the matrix, outputs x inputs, of Keys' kernel. Each row sums to 1."""
     rows = torch.arange(outputs, device=like.device, dtype=torch.float64)
     positions, weights = keys_taps(rows, inputs, scale, shrink)
     matrix = torch.zeros(outputs, inputs, dtype=torch.float64, device=like.device)
@@ -62,9 +62,15 @@ def _cubic(inputs: int, outputs: int, scale: Any, shrink: Any, like: Tensor) -> 
 
 
 def keys_taps(rows: Tensor, inputs: int, scale: Any, shrink: Any) -> tuple[Tensor, Tensor]:
-    """Positions (int64) and weights, both rows x taps, by which `inputs` pixels make the pixels `rows` (float64).
+    """Return the input positions (int64) and weights of the output pixels `rows`, both rows x taps.
 
-    Keys' kernel (a = -0.5) at half-pixel centres, widened by 1 / shrink against aliasing, the border mirrored.
+    Keys' kernel (a = -0.5) at half-pixel centres, the border mirrored.
+
+    Args:
+        rows: output positions, float64.
+        inputs: number of input pixels.
+        scale: outputs / inputs.
+        shrink: the kernel is widened by 1 / shrink against aliasing; 1 when enlarging.
     """
     reach = 2 / shrink
     centres = (rows + 0.5) / scale - 0.5
@@ -96,7 +102,7 @@ class ResidualConvUnit(nn.Module):
 
 
 class MultiResolutionFusion(nn.Module):
-    """One convolution for each path, to the smallest channel count among them; resized to the largest map; summed.
+    """A convolution for each path, to the smallest channel count among them; resized to the largest map; summed.
 
     A single path passes through unchanged (paper, 3.2). Takes any number of maps of any resolution and depth.
     """
@@ -105,7 +111,7 @@ class MultiResolutionFusion(nn.Module):
         super().__init__()
         self.channels = min(inputs)
         self.upsample: Upsample = upsample
-        self.largest: int | None = None  # the path that is the largest for any image, where a graph is to rely on one
+        self.largest: int | None = None  # export only: the path with the largest map for every image size
         self.convs = nn.ModuleList(conv3x3(c, self.channels) for c in inputs) if len(inputs) > 1 else nn.ModuleList()
 
     def forward(self, paths: Sequence[Tensor]) -> Tensor:
@@ -146,13 +152,16 @@ class ChainedResidualPooling(nn.Module):
 class RefineNetBlock(nn.Module):
     """2 RCUs on each map of the backbone -> fusion -> chained pooling -> 3 output RCUs (figure 3a).
 
-    The paper has one output RCU, two at the entry of the next block for this block's output, and two extra before the
-    classifier. Those entry RCUs belong to the path, so the authors' code (refine_block_conv_num_mainflow = 3) and this
-    one put all three at the output, the same function; the previous block's output then enters as it is.
+    In the paper a block has one output RCU, the next block two on the path from it, and two more come before the
+    classifier. The authors' code (refine_block_conv_num_mainflow = 3) and this one put all three at the output, which
+    is the same function; the previous block's output then enters the fusion directly.
 
     Args:
         taps: channels of each map of the backbone, after its adapting convolution.
         previous: channels of the previous block's output, or None for the first block.
+        pools: pooling blocks in the chain.
+        order: of pooling and convolution in them.
+        upsample: how the fusion resizes.
         output_units: RCUs after the pooling.
     """
 

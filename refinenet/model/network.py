@@ -20,7 +20,8 @@ from refinenet.model.blocks import RefineNetBlock, conv3x3, imresize
 
 # "Dropout on the taps with more channels than this": stages 3 and 4 of a ResNet (add_init_net_dropout).
 _DROPOUT_ABOVE = 512
-# Of the maps of stage 1 to 4, see `RefineNet.match_variance`; benchmarks/learning.md has what else was tried.
+# Standard deviations for the maps of stages 1 to 4, see `RefineNet.match_variance`; benchmarks/learning.md has what
+# else was tried.
 MAP_STD = (0.25, 0.5, 1.0, 2.0)
 
 
@@ -28,8 +29,8 @@ class RefineNet(nn.Module):
     """RefineNet(classes=21, backbone="resnet101", cascade="four", pools=4); see `Config` for all settings.
 
     `model(images)`: N x 3 x H x W RGB, uint8 or float in 0..255, any size from 32 up -> logits N x classes x H/4 x W/4
-    (rounded up), with `void_output` one more channel, the last, for void. Mean and deviation of the backbone's training
-    are part of the model.
+    (rounded up); with `void_output` one more channel, the last, for void. The model normalises images itself, with mean
+    and standard deviation of the backbone's training.
     """
 
     mean: Tensor
@@ -82,17 +83,17 @@ class RefineNet(nn.Module):
         return F.dropout(x, self.config.dropout, self.training)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those that start from ImageNet weights and learn at a tenth of the rate; the others are new."""
+        """Return the parameters that start from ImageNet weights; `Recipe.backbone_lr` is for them."""
         return list(self.backbones.parameters())
 
     def initialise(self, how: Initial, generator: torch.Generator) -> None:
-        """Draw the weights of every new layer; biases are 0, the backbone is left alone.
+        """Draw the weights of every new layer; biases become 0, the backbone keeps its weights.
 
-        "gaussian": N(0, 0.01^2), the authors'. It is meant for 256 channels: a thin decoder would pass on next to
-        nothing. "scaled": N(0, gain / fan-in), where 2 keeps the variance after a ReLU; what is summed onto a path
-        starts small, since nothing in a RefineNet normalises the sum. "variance_matched" (ours): the same, but a fusion
-        hands on what it gets, one channel to one or in an orthogonal mixture, and pooling adds less, so that no block
-        of a cascade blurs the coarse maps that come through it; `match_variance` is to follow.
+        "gaussian": N(0, 0.01^2), the authors'. It is meant for 256 channels: through a thin decoder the signal would
+        vanish. "scaled": N(0, gain / fan-in), where gain 2 keeps the variance after a ReLU; branches that are summed
+        onto a path start small, since nothing in a RefineNet normalises the sum. "variance_matched" (ours): the same,
+        but a fusion starts as the identity, or as an orthogonal matrix where channel counts differ, and pooling adds
+        less, so that no block of a cascade blurs the coarse maps that pass through it; call `match_variance` next.
         """
         gains = {"conv1": 2.0, "conv2": 0.02, "pooling": 0.1, "fusion": 0.5, "adapt": 2.0, "classifier": 0.02}
         if how == "variance_matched":
@@ -116,14 +117,14 @@ class RefineNet(nn.Module):
 
     @torch.no_grad()
     def match_variance(self, images: Tensor) -> None:
-        """Scale the adapting convolutions: on `images` their outputs then have the standard deviations `MAP_STD`.
+        """Scale the adapting convolutions so that on `images` their outputs have the standard deviations `MAP_STD`.
 
-        Ours. A RefineNet sums maps that nothing normalises, so the loudest decides at first. In some backbones that is
-        the finest, which knows least of classes.
+        images: as of the model's input. Ours. A RefineNet sums maps without normalising them, so at first the map with
+        the largest values dominates. In some backbones that is the finest, which has the least semantic content.
         """
         outputs: dict[str, Tensor] = {}
         hooks = [
-            module.register_forward_hook(lambda _, given, output, name=name: outputs.__setitem__(name, output))
+            module.register_forward_hook(lambda _, inputs, output, name=name: outputs.__setitem__(name, output))
             for name, module in self.adapt.items()
         ]
         before = self.training
@@ -136,43 +137,53 @@ class RefineNet(nn.Module):
             module.get_parameter("weight").mul_(MAP_STD[int(name[-1]) - 1] / outputs[name].std())
 
     def load_backbone(self, weights: Mapping[str, Tensor], source: str) -> None:
-        """Start every backbone from tensors named as in its state dict. Missing, left-over, mis-shaped: UserError."""
+        """Load every backbone from tensors named as in its state dict; strict, as `load_tensors`."""
         for backbone in self.backbones:
             load_tensors(backbone, weights, source)
 
 
 def load_tensors(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load by name, strictly: a tensor that is missing, left over or mis-shaped is a UserError that names it."""
-    wanted, given = _counted_out(module.state_dict()), _counted_out(weights)
-    for name in sorted(wanted.keys() | given.keys()):
+    """Load `weights` into `module` by name. Raises UserError for a tensor that is missing, unexpected or mis-shaped.
+
+    source: the file's name, for the error.
+    """
+    expected, given = _without_counters(module.state_dict()), _without_counters(weights)
+    for name in sorted(expected.keys() | given.keys()):
         if name not in given:
             raise UserError(f"{source}: tensor {name} is missing")
-        if name not in wanted:
+        if name not in expected:
             raise UserError(f"{source}: tensor {name} is left over, the network has none of that name")
-        if wanted[name].shape != given[name].shape:
+        if expected[name].shape != given[name].shape:
             raise UserError(
-                f"{source}: tensor {name} is {list(given[name].shape)}, expected {list(wanted[name].shape)}"
+                f"{source}: tensor {name} is {list(given[name].shape)}, expected {list(expected[name].shape)}"
             )
-    module.load_state_dict(given, strict=False)  # what is not in it are the counters that nothing reads
+    module.load_state_dict(given, strict=False)  # only batch norm's counters are missing, and nothing reads them
 
 
-def _counted_out(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without batch norm's counters of batches seen: moments that are constants have no use for them."""
+def _without_counters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without batch norm's counters of batches seen: frozen norms do not use them."""
     return {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
 
 
 def save(model: RefineNet, path: Path, about: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
-    """Write weights, configuration and `about` (class names, palette, input scale ...) as one safetensors file."""
+    """Write weights, configuration and `about` as one safetensors file.
+
+    Args:
+        model: the network.
+        path: the file; it appears when it is whole.
+        about: metadata that JSON can hold: class names, palette, input scale ...
+        dtype: of the stored weights.
+    """
     from safetensors.torch import save_file
 
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in _counted_out(model.state_dict()).items()}
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in _without_counters(model.state_dict()).items()}
     metadata = {"refinenet": json.dumps({"config": asdict(model.config), "about": dict(about)}, sort_keys=True)}
     with atomic_file(path) as part:
         save_file(tensors, part, metadata)
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[RefineNet, dict[str, Any]]:
-    """Read what `save` wrote: the model in eval mode and float32, and `about`. UserError for anything else."""
+    """Read what `save` wrote: the model in eval mode and float32, and `about`. Raises UserError for any other file."""
     from safetensors import SafetensorError, safe_open
 
     try:

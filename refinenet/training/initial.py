@@ -76,9 +76,7 @@ def check_fit(start: Path, network: RefineNet) -> None:
         have = getattr(network, name).flatten().tolist()
         if not all(map(close, trained.get(name, have), have)):
             own = ", ".join(f"{value:g}" for value in have)
-            raise UserError(
-                f"{start}: trained with {name} {trained[name]}, the network has [{own}] (network.{name})"
-            )
+            raise UserError(f"{start}: trained with {name} {trained[name]}, the network has [{own}] (network.{name})")
 
 
 def initialise(model: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
