@@ -1,4 +1,4 @@
-"""Several splits as one: what a phase of a training is trained on."""
+"""Several splits as one, for a phase of a training."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class ConcatSplits:
         return self._splits[split][index - self._starts[split]]
 
     def present(self) -> list[Array]:
-        """For each image the classes that occur in its label, ascending. Reads no pixel."""
+        """Return for each image the classes present in its label, ascending, uint8. Reads no pixel."""
         return [present for split in self._splits for present in split.present()]
 
     def counts(self) -> Integers:
-        """Pixels of each image that have each class, N x (classes + 1); the last column is void. Reads no pixel."""
+        """Return pixel counts, N x (classes + 1), of each image and class; last column: void. Reads no pixel."""
         return np.concatenate([split.counts() for split in self._splits])

@@ -1,12 +1,12 @@
-"""Which crops a training sees: image, place, scale and flip of each (PAPER.md 3.2; authors' batch_do_data_crop.m).
+"""Which crops a training sees: image, position, scale and flip of each (authors' batch_do_data_crop.m).
 
-The authors resize the whole image by the drawn scale and cut the crop from that. Here the window that it comes from is
-cut first, a view into the memory-mapped split, and resized later (augment.py): the same picture but for a border of
-the filter's width, and a fraction of the pixels are touched. Two other differences: sizes after scaling are not made
-even, and crops at random places (`class_balanced` off) are centred on any pixel, where the authors have a grid of a
-fifth of the crop.
+The authors resize the whole image by the drawn scale and cut the crop from that. Here the window of the crop is cut
+first, a view into the memory-mapped split, and resized later (augment.py): the same crop but for a border of the
+filter's width, with a fraction of the pixels read. Two other differences: sizes after scaling are not made even, and
+crops at random positions (`class_balanced` off) are centred on any pixel, where the authors use a grid of a fifth of
+the crop.
 
-Every draw depends on (seed, step) alone, so that training can stop and go on at any step with nothing to remember.
+Every draw depends on (seed, step) alone, so that training can resume at any step without further state.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from refinenet.config import clamp_short_edge
 from refinenet.data.split import Array, Integers, Sample
 from refinenet.errors import UserError
 
-# An epoch of the authors: at least and at most so many images, and of each class (gen_net_opts_model_type1.m).
+# The authors' epochs: fewest and most images; images that a class should have (gen_net_opts_model_type1.m).
 EPOCH = (1000, 2000)
 IMAGES_PER_CLASS = 100
 
 
 class Samples(Protocol):
-    """What crops are drawn from: a `Split`, or several as one. With a method `counts`, as of `Split`, it is faster."""
+    """What crops are drawn from: a `Split` or `ConcatSplits`. A method `counts`, as theirs, makes drawing faster."""
 
     def __len__(self) -> int: ...
 
@@ -40,7 +40,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """A drawn crop before resizing. `image`: h x w x 3, `label`: h x w, uint8 views."""
+    """A crop before resizing. `image`: h x w x 3, `label`: h x w, both uint8 views; `scale`: to resize it by."""
 
     name: str
     image: Array
@@ -50,7 +50,7 @@ class Window:
 
 
 class Draw(NamedTuple):
-    """All that is random in a window: its centre is pixel number `pixel` of class `klass`, of all if that is None."""
+    """All that is random in a window. Its centre: pixel number `pixel` of class `klass`; None: of the image."""
 
     sample: int
     klass: int | None
@@ -66,22 +66,25 @@ class Crops:
         split: the training images.
         crop: side of the crop in pixels, after scaling; smaller where the scaled image is.
         scales: one of these is drawn for each crop.
-        flip: whether half of the crops are mirrored.
+        flip: whether to mirror half of the crops.
         class_balanced: True: the crop is centred on a random pixel of a drawn class (the authors' "type 1"). False: an
             image and a position are drawn ("type 2").
         seed: of all draws.
-        short_edge: each image's short edge is brought into these limits before it is scaled.
+        short_edge: limits, in pixels, to which each image's short edge is clamped before it is scaled.
         epoch_sampling: with `class_balanced`, how image and class are drawn. True: the authors' way
-            (my_epoch_run_config.m): images in epochs of 1000 to 2000, those first that were not in the last ones, and
-            taken while a class of theirs has been in fewer than 100; then any class of the image. False: any class,
-            then an image that has it, which teaches all classes in few steps. On 1,440 images of VOC background is at
-            the centre of 39 % of the authors' crops and of 5 % of these; while every image comes ten times, the most
-            frequent comes 15 times there and 355 times here, being one of two that have its class.
-        class_sampling_power: where a class is drawn first, as often as its number of images to this power. 0: all
-            alike, so that the few images of a rare class come over and over; 0.5: the square root; 1: as the images
-            have them. Ours.
-        square_crops: True: the crop is a square no larger than the scaled image's short edge, and that even (the
-            authors' way). False: it goes on along the longer edge.
+            (my_epoch_run_config.m): epochs of 1000 to 2000 images, which prefer images not seen yet and take an image
+            while one of its classes is in fewer than 100; then any class of the image. False: any class, then an image
+            that has it, which teaches all classes in few steps. On 1,440 images of VOC background is at the centre of
+            39 % of the authors' crops and of 5 % of these; in ten times as many crops as images, the most frequent
+            image comes 15 times there and 355 times here, being one of two that have its class.
+        class_sampling_power: without `epoch_sampling`: a class is drawn with a probability proportional to its number
+            of images to this power. 0: all classes alike, so that the few images of a rare class come over and over;
+            0.5: the square root; 1: as frequent as in the images. Ours.
+        square_crops: True: the crop is a square, no larger than the scaled image's short edge rounded down to an even
+            number (the authors' way). False: in the longer direction it may exceed the short edge.
+
+    Raises:
+        UserError: `class_balanced`, and no label has a class.
     """
 
     def __init__(
@@ -120,11 +123,11 @@ class Crops:
         self._epochs = Epochs(self._present, seed) if class_balanced and epoch_sampling else None
 
     def draw(self, step: int, batch: int) -> list[Window]:
-        """The windows of step `step`: the same for the same seed, whatever was drawn before."""
+        """Return the `batch` windows of step `step`; they depend on the seed and the step only."""
         return [self.window(draw) for draw in self.plan(step, batch)]
 
     def plan(self, step: int, batch: int) -> list[Draw]:
-        """What `draw` cuts out. Looks at no pixel, if the split knows its `counts`."""
+        """Return the draws of step `step`. Reads no pixel if the split has `counts`."""
         rng = np.random.Generator(np.random.PCG64([self._seed, step]))
         return [self._draw(rng, step * batch + place) for place in range(batch)]
 
@@ -161,14 +164,14 @@ class Crops:
         return sample, sample.label
 
     def window(self, draw: Draw) -> Window:
-        """Cut out what was drawn. Of the image it reads nothing yet, of the label what comes before the centre."""
+        """Cut out a draw. Reads no pixel of the image yet, and of the label those up to the centre."""
         sample, label = self._sample(draw.sample)
         height, width = label.shape
         pixel = draw.pixel
         if draw.klass is not None:
             found = nth_pixel_of_class(label, draw.klass, draw.pixel)
             if found is None:
-                raise UserError(f"{sample.name}: its label has not the pixels that its counts say; run prepare again")
+                raise UserError(f"{sample.name}: label and stored pixel counts differ; run prepare again")
             pixel = found
         y, x = divmod(pixel, width)
         scale = draw.scale * clamp_short_edge(height, width, self._short_edge)
@@ -186,7 +189,7 @@ class Crops:
 
 
 def nth_pixel_of_class(label: Array, klass: int, n: int) -> int | None:
-    """Position, in reading order, of pixel number `n` (from 0) of class `klass`; None where there are fewer."""
+    """Return the position, row by row, of pixel number `n` (from 0) of class `klass`; None where there are fewer."""
     flat = label.reshape(-1)
     for start in range(0, flat.size, 1 << 16):
         found = flat[start : start + (1 << 16)] == klass
@@ -200,14 +203,14 @@ def nth_pixel_of_class(label: Array, klass: int, n: int) -> int | None:
 class Epochs:
     """The authors' class-balanced epochs (my_epoch_run_config.m) one after the other: place -> image.
 
-    present: the classes of each image. An epoch is worked out from the one before; asking for an earlier place starts
-    again at the first, which is still a matter of seconds for any training.
+    present: the classes of each image. An epoch follows from the one before; an earlier place than the last one
+    recomputes from the first epoch, which takes seconds at most.
     """
 
     def __init__(self, present: Sequence[Array], seed: int) -> None:
         self._present = [one.tolist() for one in present]
         self._seed = seed
-        self._lock = threading.Lock()  # the loader's thread draws, and who wants to know what was drawn
+        self._lock = threading.Lock()  # the loader's thread draws, and so does code that reports what was drawn
         self._restart()
 
     def _restart(self) -> None:
@@ -222,7 +225,7 @@ class Epochs:
             while place >= self._start + len(self._order):
                 self._start += len(self._order)
                 self._epoch += 1
-                # The 1 sets it apart from the draws of the step of this number.
+                # The 1 makes it differ from the draws of the step with this number.
                 rng = np.random.Generator(np.random.PCG64([self._seed, self._epoch, 1]))
                 self._order = rng.permutation(self._choose(rng))
             return int(self._order[place - self._start])
@@ -236,20 +239,20 @@ class Epochs:
         candidates = np.concatenate([shuffled[unseen], shuffled[~unseen]])
         counts = dict.fromkeys((one for present in self._present for one in present), 0)
         lacking = len(counts)  # classes with too few images so far
-        chosen = np.zeros(len(self._present), bool)
+        selected = np.zeros(len(self._present), bool)
         for index in candidates.tolist():
             present = self._present[index]
             if any(counts[one] < IMAGES_PER_CLASS for one in present):
-                chosen[index] = True
+                selected[index] = True
                 for one in present:
                     counts[one] += 1
                     lacking -= counts[one] == IMAGES_PER_CLASS
                 if not lacking:
                     break
-        missing = least - int(chosen.sum())
+        missing = least - int(selected.sum())
         if missing > 0:
-            chosen[candidates[~chosen[candidates]][:missing]] = True
-        order = np.flatnonzero(chosen)
+            selected[candidates[~selected[candidates]][:missing]] = True
+        order = np.flatnonzero(selected)
         if len(order) > most:
             order = rng.permutation(order)[:most]
         self._unseen[order] = False

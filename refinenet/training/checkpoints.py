@@ -1,7 +1,7 @@
-"""Checkpoints that appear whole, are known to be whole when read, and are written beside the training.
+"""Checkpoints, written atomically in a thread and verified when read.
 
-A file step-<step>.pt is what torch.save writes, followed by the BLAKE2b digest of it: torch.load passes over what
-follows its archive, and notices most broken files, but not all. The last two are kept.
+A file step-<step>.pt is what torch.save writes, followed by its BLAKE2b digest: torch.load ignores bytes after its
+archive, and by itself notices most broken files, but not all. The last two are kept.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _BLOCK = 1 << 20
 
 
 def newest(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]] | None:
-    """The last whole checkpoint in `folder` with this fingerprint, on the host; None where there is none.
+    """Return path and content (on the host) of the last whole checkpoint with this fingerprint, or None.
 
-    A broken one is told on stderr and passed over. One with another fingerprint, of other settings, data or initial
-    weights, is removed.
+    A broken checkpoint is reported on stderr and skipped. One with another fingerprint, of other settings, data or
+    initial weights, is removed.
     """
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         if problem := _problem(path):
@@ -41,13 +41,13 @@ def newest(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]] | None
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A whole checkpoint, on the host."""
+    """Read a checkpoint that is known to be whole, its tensors onto the host."""
     content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     return content
 
 
 def _problem(path: Path) -> str:
-    """What is wrong with the bytes of a checkpoint; "" if nothing is."""
+    """Return what is wrong with the bytes of a checkpoint; "" if nothing is."""
     try:
         with path.open("rb") as file:
             left = path.stat().st_size - _DIGEST
@@ -61,7 +61,7 @@ def _problem(path: Path) -> str:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint: beside, with its digest, then renamed."""
+    """Write a checkpoint and its digest to a temporary name, then rename it."""
     with atomic_file(path) as part:
         torch.save(content, part)
         with part.open("rb+") as file:
@@ -70,9 +70,9 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 class Store:
-    """Writes the checkpoints of one training, each in a thread, so that the training does not wait for the disk.
+    """Writes the checkpoints of one training in a thread, so that the training does not wait for the disk.
 
-    A context: leaving it waits for what is being written. An error of the disk is raised by the next call, or there.
+    A context manager: its exit waits for what is being written. A disk error is raised by the next call or at the exit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,10 +81,14 @@ class Store:
         self._writing: Future[None] | None = None
 
     def path(self, step: int) -> Path:
+        """Return the path of the checkpoint after `step` steps."""
         return self.folder / f"step-{step:09d}.pt"
 
     def save(self, step: int, content: Callable[[], dict[str, Any]]) -> Path:
-        """Begin to write; one at a time. `content` is asked once the one before is on disk, and copied to the host."""
+        """Start to write a checkpoint, one at a time; return its path.
+
+        `content` is called once the checkpoint before is on disk; its tensors are copied to the host.
+        """
         self.wait()
         self._writing = self._thread.submit(self._write, self.path(step), _copied(content()))
         return self.path(step)
@@ -95,13 +99,13 @@ class Store:
             old.unlink()
 
     def wait(self) -> None:
-        """Until all that was saved is on disk."""
+        """Wait until everything that was saved is on disk."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
 
     def last(self) -> Path | None:
-        """The newest that is on disk."""
+        """Return the newest checkpoint on disk, or None."""
         self.wait()
         return max(self.folder.glob("step-*.pt"), default=None)
 
@@ -115,7 +119,7 @@ class Store:
 
 
 def _copied(value: Any) -> Any:
-    """The same with every tensor copied to the host, where the next step does not change it."""
+    """Return `value` with every tensor copied to the host, where the next step does not change it."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

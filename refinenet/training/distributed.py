@@ -1,7 +1,7 @@
 """One training over several processes, each with a slice of every batch (`torchrun`).
 
 The result is that of one process with the same batches, to rounding: the loss is divided by the labelled pixels of the
-whole batch and gradients are summed. Only dropout differs, each process draws masks of its own.
+whole batch and gradients are summed. Only dropout differs: each process draws its own masks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 
 class ProcessGroup:
-    """What this process, number `rank` of `world`, does with the others: each calls every method at the same point."""
+    """The processes of one training, seen from number `rank` of `world`; all must call a method at the same point."""
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
@@ -26,36 +26,36 @@ class ProcessGroup:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files."""
+        """Return whether this is the process that writes files."""
         return self.rank == 0
 
     def share(self, batch: int) -> slice:
-        """Which images of a batch of so many this process has; sizes differ by one at most."""
+        """Return which of a batch of `batch` images this process computes; shares differ by one at most."""
         return slice(self.rank * batch // self.world, (self.rank + 1) * batch // self.world)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """The sum of `values` over the processes, in place."""
+        """Sum `values` over the processes in place, and return it."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether any process said so in the last call: nobody waits for an answer that is still under way."""
+        """Return whether `flag` was set in any process in the call before: one call late, so that nobody waits."""
         if self.world == 1:
             return flag
-        said = False
+        anywhere = False
         if self._asked:
             answer, work = self._asked
             work.wait()
-            said = bool(answer.item())
+            anywhere = bool(answer.item())
         answer = torch.tensor(float(flag))  # on the host, over gloo: no device is waited for
         work = dist.all_reduce(answer, async_op=True)
         assert work is not None
         self._asked = answer, work
-        return said
+        return anywhere
 
     def barrier(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self._asked:
             self._asked[1].wait()
             self._asked = None
@@ -63,15 +63,15 @@ class ProcessGroup:
             dist.barrier()
 
     def wrap_ddp(self, network: nn.Module, unused: bool) -> nn.Module:
-        """`network`, whose gradients are the mean over the processes after each backward pass.
+        """Return `network` such that gradients are averaged over the processes in each backward pass.
 
-        `unused`: it has parameters without a gradient.
+        unused: whether it has parameters without a gradient.
         """
         if self.world == 1:
             return network
         device = next(network.parameters()).device
         with warnings.catch_warnings():
-            # Moments are constants: nothing to broadcast. PyTorch is about to give the argument another name.
+            # Moments are constants: nothing to broadcast. PyTorch warns that the argument will be renamed.
             warnings.simplefilter("ignore", FutureWarning)
             return nn.parallel.DistributedDataParallel(
                 network,
@@ -84,7 +84,7 @@ class ProcessGroup:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[ProcessGroup]:
-    """Join the others that torchrun started with this process; alone where it did not."""
+    """Join the process group that torchrun started; a group of one without torchrun."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ProcessGroup()

@@ -1,4 +1,4 @@
-"""What a training starts from: weights/<start>.safetensors, of a backbone or a whole network, and whether it fits."""
+"""Initial weights of a training: weights/<start>.safetensors, of a backbone or a pretraining, checked to fit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from refinenet.config import Recipe
 from refinenet.data.augment import make_batch
-from refinenet.data.crops import Crops, Samples
+from refinenet.data.crops import Crops
 from refinenet.errors import UserError
-from refinenet.model.network import RefineNet
+from refinenet.model.network import RefineNet, load_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,24 +22,30 @@ if TYPE_CHECKING:
 
 
 def load_initial_weights(start: Path, network: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
-    """Give `network` the weights in `start`.
+    """Load the weights in `start` into `network`.
 
-    Of a backbone: every new layer is drawn from `seed` (`training.initialise`). Of a pretraining: all of it goes on,
-    the classes too. UserError where the file is broken or was trained for another network than this.
+    From a backbone's weights: they fill every backbone, and the new layers are drawn (`initialise`). From a
+    pretraining's: the whole network is loaded, with its classifier.
+
+    Args:
+        start: weights/<start>.safetensors.
+        network: in place.
+        images: the training images, for `init: variance_matched`.
+        recipe: of the training.
+        seed: of the new layers.
+
+    Raises:
+        UserError: the file is missing, broken, or of another network.
     """
     tensors, metadata = _read(start)
     if "refinenet" not in metadata:
         check_fit(start, network)
-        pass
-
         network.load_backbone(tensors, str(start))
         initialise(network, images, recipe, seed)
         return
-    from refinenet.model.network import load_tensors
-
     trained = json.loads(metadata["refinenet"])["config"]
-    wanted = json.loads(json.dumps(asdict(network.config)))  # lists for tuples, as in the file
-    for key, value in wanted.items():
+    expected = json.loads(json.dumps(asdict(network.config)))  # lists for tuples, as in the file
+    for key, value in expected.items():
         if key != "dropout" and trained.get(key) != value:
             raise UserError(f"{start}: a network with {key} {trained.get(key)}, expected {value}")
     load_tensors(network, {name: tensor.float() for name, tensor in tensors.items()}, str(start))
@@ -59,9 +64,9 @@ def _read(start: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_fit(start: Path, network: RefineNet) -> None:
-    """UserError where weights/<start>.safetensors was trained with a stride or colours that `network` does not have.
+    """Raise UserError where the weights in `start` were trained with another stride, mean or std than `network` has.
 
-    The mean may be 32 levels off: the authors take 128 from what was trained with about (123, 116, 103).
+    The mean may differ by 32 of 255: the authors use 128 with weights that were trained with about (123, 116, 103).
     """
     from safetensors import safe_open
 
@@ -80,7 +85,14 @@ def check_fit(start: Path, network: RefineNet) -> None:
 
 
 def initialise(model: RefineNet, images: Samples, recipe: Recipe, seed: int) -> None:
-    """Draw the weights of the new layers as `recipe.init` says; "variance_matched" looks at first crops of `images`."""
+    """Draw the weights of the new layers by `recipe.init`.
+
+    Args:
+        model: in place.
+        images: training images; "variance_matched" takes its statistics from the first crops.
+        recipe: of the training.
+        seed: of the weights and of these crops.
+    """
     model.initialise(recipe.init, torch.Generator().manual_seed(seed))
     if recipe.init == "variance_matched":
         windows = crops_of(images, recipe, seed).draw(0, max(recipe.batch_size, 8))
@@ -89,7 +101,7 @@ def initialise(model: RefineNet, images: Samples, recipe: Recipe, seed: int) -> 
 
 
 def crops_of(images: Samples, recipe: Recipe, seed: int) -> Crops:
-    """The crops that a training with this recipe sees of `images`."""
+    """Return the crops that a training with this recipe draws from `images`."""
     return Crops(
         images,
         recipe.crop,

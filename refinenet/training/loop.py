@@ -1,8 +1,8 @@
 """Training with the authors' recipe: phases, steps, the curve, exact resume (paper, section 4).
 
 Everything random in a step is drawn from (seed, step), so the state of a training is its weights, its momentum, the
-number of steps done and the losses since the last line of the curve. A run that is killed and started again ends in
-the same bytes. In a step the host never waits for the device: it reads the losses every `log_every` steps.
+number of steps done and the losses since the last point of the curve. A run that is killed and started again gives
+bit-identical results. In a step the host never waits for the device: it reads the losses every `log_every` steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from refinenet.training.step import loss_sum_and_count, lr_at_step, make_optimis
 
 @dataclass
 class Point:
-    """One line of the training curve: the mean loss of the steps since the last, and the rate of the new layers."""
+    """A point of the training curve: mean loss of the steps since the last one; learning rate of the new layers."""
 
     step: int
     loss: float
@@ -39,7 +39,7 @@ class Point:
 
 @dataclass
 class Progress:
-    """What the outside is told after each step; `point` where a line of the curve was just completed."""
+    """Passed to `on_step` after each step; `point`: the point of the curve that this step completed, else None."""
 
     step: int
     point: Point | None
@@ -47,9 +47,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of a training: `steps` steps on `images`, from the rate `lr` (None: the recipe's) with no momentum.
+    """A phase of a training: `steps` steps on `images`, at learning rate `lr` (None: the recipe's).
 
-    The schedule is the recipe's over this phase's own steps.
+    The recipe's schedule runs over this phase's steps; the momentum starts at 0.
     """
 
     images: Samples
@@ -57,8 +57,8 @@ class Phase:
     lr: float | None = None
 
 
-class Stopped(Exception):  # noqa: N818 - no error, it goes on later
-    """The training was asked to stop. It did after `step` steps, and goes on from the checkpoint `path`."""
+class Stopped(Exception):  # noqa: N818 - not an error, the training can be resumed
+    """The training stopped after `step` steps because it was asked to; it resumes from the checkpoint `path`."""
 
     def __init__(self, step: int, path: Path) -> None:
         super().__init__(f"stopped after step {step}; goes on from {path}")
@@ -69,9 +69,9 @@ class Stopped(Exception):  # noqa: N818 - no error, it goes on later
 class _State:
     step: int = 0
     curve: list[Point] = field(default_factory=list)
-    # Of each step since the last point: loss and norm of the gradient, on the device.
+    # Loss and gradient norm of each step since the last point, on the device.
     pending: list[Tensor] = field(default_factory=list)
-    # Of the optimiser, as a checkpoint had it, and the phase it belongs to.
+    # The optimiser's state from a checkpoint, and the phase it belongs to.
     optimiser: dict[str, Any] | None = None
     phase: int = 0
 
@@ -87,14 +87,23 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     processes: ProcessGroup | None = None,
 ) -> list[Point]:
-    """Train `model` in place and return the curve; on `images` for the recipe's steps, or phase by phase.
+    """Train `model` in place and return the curve.
 
-    Checkpoints go to the folder `checkpoints`; the newest whole one with the same `fingerprint` (a digest of all that
-    the result depends on) is where training starts. The caller removes the folder once the result is safe. `stop` is
-    asked after each step. Of several `processes` each computes its share of every batch; the first one writes.
+    Args:
+        model: on the device to train on, with its initial weights.
+        images: what to train on for the recipe's steps, or phases, one after the other.
+        recipe: settings of the training.
+        seed: of crops and dropout.
+        checkpoints: their folder. Training resumes from the newest whole one with the same fingerprint. The caller
+            removes the folder once the result is safe.
+        fingerprint: digest of everything that the result depends on.
+        on_step: called after each step.
+        stop: polled after each step; True: write a checkpoint and raise Stopped.
+        processes: each computes its share of every batch; the first one writes checkpoints.
 
-    Raises Stopped where `stop` said so, and UserError where a loss or a gradient is no longer finite; it names the
-    step and its images.
+    Raises:
+        Stopped: `stop` returned True.
+        UserError: a loss or a gradient is not finite; names the step and its images.
     """
     phases = images if isinstance(images, Sequence) else [Phase(images, recipe.steps)]
     processes = processes or ProcessGroup()
@@ -142,7 +151,7 @@ class _Run:
         stop: Callable[[], bool],
         last: bool,
     ) -> None:
-        """The steps of a phase that are still to do."""
+        """Run the remaining steps of a phase."""
         recipe, state = self.recipe, self.state
         own = replace(recipe, steps=phase.steps, lr=phase.lr or recipe.lr)
         self.optimiser = make_optimiser(self.model, recipe)
@@ -183,16 +192,16 @@ class _Run:
                     raise Stopped(state.step, path)
 
     def _step(self, batch: Batch, lr: float) -> Tensor:
-        """One step; its loss and the norm of its gradient, which are on their way on the device."""
+        """Run one step; return its loss and gradient norm, 2 values on the device, without waiting for them."""
         assert self.optimiser is not None
-        # Dropout too must not depend on what this process did before; processes draw masks of their own.
+        # So that dropout does not depend on what this process did before; each process draws its own masks.
         torch.manual_seed(self.seed * 1_000_003 + self.state.step + (self.processes.rank << 40))
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["factor"]
         total, count = loss_sum_and_count(self.network(batch.images), batch.labels)
         loss = total / self.processes.all_reduce_sum(count).clamp_min(1)
         self.optimiser.zero_grad(set_to_none=True)
-        # Times the processes, over which gradients are averaged.
+        # Times the number of processes, because DDP averages gradients over them.
         (loss * self.processes.world if self.processes.world > 1 else loss).backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
@@ -202,14 +211,14 @@ class _Run:
         return torch.stack((loss.detach(), norm))
 
     def _pending(self) -> Tensor:
-        """Loss (over all processes) and gradient norm of each step since the last point, N x 2, on the host."""
+        """Return loss (over all processes) and gradient norm of each step since the last point, N x 2, on the host."""
         if not self.state.pending:
             return torch.zeros(0, 2)
         both = torch.stack([entry.to(self.device) for entry in self.state.pending])
         return torch.stack((self.processes.all_reduce_sum(both[:, 0].contiguous()), both[:, 1]), 1).cpu()
 
     def _checked(self, crops: Crops) -> Tensor:
-        """The same; UserError where it is not finite."""
+        """Return `_pending`; raise UserError where a value is not finite."""
         pending = self._pending()
         for index, row in enumerate(pending.tolist()):
             for what, value in zip(("loss", "gradient"), row, strict=True):
@@ -223,7 +232,7 @@ class _Run:
         return pending
 
     def save(self, crops: Crops) -> Path:
-        """Begin to write a checkpoint; the first process does. Never one that has gone wrong: UserError as above."""
+        """Start to write a checkpoint (first process only). Raises UserError where a loss or gradient is not finite."""
         state, path = self.state, self.store.path(self.state.step)
         pending = self._checked(crops)
         self.saved = state.step
@@ -246,12 +255,12 @@ class _Run:
         return self.store.save(state.step, content)
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint of this training, if there is one: the first process says which."""
+        """Load the newest whole checkpoint of this training, if there is one; the first process decides which."""
         found = stored.newest(self.store.folder, self.fingerprint) if self.processes.first else None
         step = int(self.processes.all_reduce_sum(torch.tensor(found[1]["step"] if found else 0)))
         if self.processes.world > 1:
-            # PyTorch settles in the first backward pass in which order it sums gradients over processes. That is one
-            # of its own, so that steps before and after a resume do not differ in it.
+            # DDP fixes the order in which it sums gradients in the first backward pass. This extra one makes the order
+            # the same before and after a resume.
             side = round(self.recipe.crop * self.recipe.input_scale)
             (self.network(torch.zeros(1, 3, side, side, device=self.device)).sum() * 0).backward()  # type: ignore[no-untyped-call]
         if not step:
@@ -260,7 +269,7 @@ class _Run:
         self.model.load_state_dict(content["model"])
         for state, restore in zip(content["random"], _restorers(self.device), strict=False):
             restore(state)
-        # The losses are sums over the processes already: the first has them.
+        # The stored losses are already summed over the processes: only the first process contributes them.
         pending = content["pending"] * torch.tensor([float(self.processes.first), 1.0])
         curve = [Point(*row) for row in content["curve"]]
         self.state = _State(step, curve, list(pending), content["optimiser"], content["phase"])
@@ -268,7 +277,7 @@ class _Run:
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
-    """Of every generator that a step could use. Each step seeds them anew; they are kept so that nothing is missed."""
+    """Return the state of every generator that a step could use; each step seeds them anew, this is a safeguard."""
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
 
 

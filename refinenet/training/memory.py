@@ -1,4 +1,4 @@
-"""Memory of a training step: maps computed again instead of kept, and how much a step holds at once."""
+"""Memory of a training step: activation checkpointing, and the peak of what a step holds."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from refinenet.model.backbones import Bottleneck
 from refinenet.model.blocks import ChainedResidualPooling, MultiResolutionFusion, ResidualConvUnit
 from refinenet.model.network import RefineNet
 
-# What keeps its inputs only. Small parts: a part's insides are all held at once when its gradient is computed.
+# Modules that keep their inputs only. Small ones: all maps inside one are held when its gradient is computed.
 _PARTS = (Bottleneck, ResidualConvUnit, MultiResolutionFusion, ChainedResidualPooling)
 
 
 @contextmanager
-def activation_checkpointing(model: RefineNet, wanted: bool = True) -> Iterator[None]:
-    """In this block a part of `model` (a bottleneck, a residual conv unit, a chain of pools) keeps its inputs only.
+def activation_checkpointing(model: RefineNet, enabled: bool = True) -> Iterator[None]:
+    """Within this block the parts of `model` (bottlenecks, RCUs, fusions, pooling chains) keep their inputs only.
 
-    What the gradient needs besides is computed again when it is its turn, with the same random numbers: the same
-    gradients, for a third more arithmetic. Nothing where it is not `wanted`.
+    The backward pass recomputes the maps inside a part with the same random numbers: the same gradients, for a third
+    more arithmetic. Does nothing unless `enabled`.
     """
-    parts = [module for module in model.modules() if isinstance(module, _PARTS)] if wanted else []
+    parts = [module for module in model.modules() if isinstance(module, _PARTS)] if enabled else []
     for part in parts:
         setattr(part, "forward", _recomputing(part.forward))  # noqa: B010 - a checker sees a method
-    _of_timm(model, wanted)
+    _set_timm(model, enabled)
     try:
         yield
     finally:
         for part in parts:
-            del part.forward  # that of its class again
-        _of_timm(model, False)
+            del part.forward  # back to the method of its class
+        _set_timm(model, False)
 
 
-def _of_timm(model: RefineNet, wanted: bool) -> None:
-    """Those of timm's networks that can do the same have a switch for it; others keep their maps."""
+def _set_timm(model: RefineNet, enabled: bool) -> None:
+    """Switch gradient checkpointing of timm backbones that support it; others keep their maps."""
     for backbone in model.backbones:
         net: Any = getattr(backbone, "net", None)
         if hasattr(net, "set_grad_checkpointing"):
-            net.set_grad_checkpointing(wanted)
+            net.set_grad_checkpointing(enabled)
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +58,7 @@ def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that come into being, for as long as they live."""
+    """Counts the bytes of all tensors that are created in this mode, as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -68,7 +68,7 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        # What goes in and is not known was there before: weights, images.
+        # An unknown input was created before this mode: weights, images.
         self._add((args, kwargs), counted=False)
         result = function(*args, **kwargs)
         self._add(result, counted=True)
@@ -89,9 +89,9 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def activation_bytes(run: Callable[[], Tensor]) -> int:
-    """The most bytes that `run`, which returns a loss, and its backward pass hold at once; gradients are counted.
+    """Return the peak bytes that `run`, which returns a loss, and its backward pass hold; gradients are counted.
 
-    Of eager code on a CPU. On a GPU `torch.cuda.max_memory_allocated` says more: also what its kernels need.
+    For eager code on a CPU. On a GPU use `torch.cuda.max_memory_allocated`, which includes what kernels need.
     """
     with _Held() as held:
         run().backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What the recipe's settings mean in a step: loss, rate, optimiser, and how the network is computed."""
+"""One training step by the recipe: loss, learning rate, optimiser, and how the network is computed."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from refinenet.training.memory import activation_bytes, activation_checkpointing
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Softmax log loss at the scores' resolution (authors' cnn_layer_dense_softmaxloss).
+    """Return the mean cross-entropy at the logits' resolution (authors' cnn_layer_dense_softmaxloss).
 
-    logits: N x classes x h x w. labels: N x H x W uint8, resized to h x w by nearest neighbour. Mean over the pixels
-    that are not void; 0 where all are.
+    logits: N x classes x h x w. labels: N x H x W uint8, resized to h x w by nearest neighbour. The mean is over the
+    pixels that are not void; 0 where all are void.
     """
     total, count = loss_sum_and_count(logits, labels)
     return total / count.clamp_min(1)
 
 
 def loss_sum_and_count(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the losses of all labelled pixels, and how many these are."""
+    """Return the summed loss of all labelled pixels and their number, scalars; arguments as of `pixel_loss`."""
     truth = F.interpolate(labels[:, None], size=logits.shape[2:], mode="nearest-exact")[:, 0].long()
-    # Flattened, because the two-dimensional loss has no deterministic kernel on a GPU.
+    # Flattened, because the two-dimensional loss has no deterministic GPU kernel.
     flat = logits.permute(0, 2, 3, 1).flatten(0, 2)
     total = F.cross_entropy(flat.float(), truth.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
     return total, (truth != IGNORE_INDEX).sum()
 
 
 def lr_at_step(recipe: Recipe, step: int) -> float:
-    """Learning rate of the new layers in step `step`, counted from 0."""
+    """Return the learning rate of the new layers in step `step`, counted from 0."""
     lr = recipe.lr
     if step < recipe.warmup:
         lr *= (step + 1) / recipe.warmup
@@ -48,14 +48,14 @@ def lr_at_step(recipe: Recipe, step: int) -> float:
 
 
 def make_optimiser(model: RefineNet, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser of all weights; the groups' "factor" is what their rate is multiplied by."""
+    """Return the recipe's optimiser of all weights; a group's "factor" multiplies its learning rate."""
     backbone = model.backbone_parameters()
     known = {id(p) for p in backbone}
     groups = [
         {"params": [p for p in model.parameters() if id(p) not in known], "factor": 1.0},
         {"params": backbone, "factor": recipe.backbone_lr},
     ]
-    # One kernel for all weights where PyTorch has it; also on a CPU twice as fast as one for each operation.
+    # Fused: one kernel for all weights; on a CPU, too, twice as fast as one for each operation.
     fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
     if recipe.optimiser == "adamw":
         betas = (recipe.momentum, 0.999)
@@ -67,10 +67,10 @@ def make_optimiser(model: RefineNet, recipe: Recipe) -> torch.optim.Optimizer:
 def wrap_for_training(
     model: RefineNet, recipe: Recipe, processes: ProcessGroup | None = None
 ) -> Iterator[Callable[[Tensor], Tensor]]:
-    """The network as the recipe has it computed: precision, order in memory, recomputing, compiler, processes.
+    """Yield the network as the recipe computes it: a function from images, N x 3 x H x W, to logits.
 
-    Gives a function from images, N x 3 x H x W, to logits. `model` trains in place; after the block it is as before but
-    for its weights.
+    It has the recipe's precision, memory format, activation checkpointing and torch.compile, and averages gradients
+    over `processes`. `model` trains in place; after the block only its weights have changed.
     """
     device = next(model.parameters()).device
     order = torch.channels_last if recipe.channels_last else torch.contiguous_format
@@ -78,9 +78,9 @@ def wrap_for_training(
     with activation_checkpointing(model, recipe.activation_checkpointing):
         network: nn.Module = model
         if recipe.compile:
-            # A batch of one has the size of its image: the second size compiles for all.
+            # A batch of one has the size of its image: dynamic=None compiles for any size at the second one.
             network = torch.compile(model, dynamic=None if recipe.batch_size == 1 else False)  # type: ignore[assignment]
-        # Without the coarsest maps the last stage of a backbone is idle.
+        # A backbone of which no block takes stage 4 has parameters without a gradient.
         coarsest = {scale for taps in model.cascade.blocks for scale, stage in taps if stage == 4}
         unused = len(coarsest) < len(model.cascade.scales)
         network = (processes or ProcessGroup()).wrap_ddp(network, unused)
@@ -95,7 +95,7 @@ def wrap_for_training(
 
 
 def step_bytes(model: RefineNet, recipe: Recipe) -> int:
-    """The most bytes that the maps and gradients of one step take on a CPU, beside weights and momentum."""
+    """Return the peak bytes of the maps and gradients of one step on a CPU, without weights and momentum."""
     side = round(recipe.crop * recipe.input_scale)
     labels = torch.zeros(recipe.batch_size, side, side, dtype=torch.uint8)
     images = torch.zeros(recipe.batch_size, 3, side, side)
