@@ -1,8 +1,8 @@
 """Dense CRF on averaged probabilities (Krähenbühl and Koltun, NIPS 2011), by the package pydensecrf2.
 
-The paper applies one on VOC and says +0.1 points on its validation images; with which parameters is said nowhere, and
-the authors' code has none (`error('TODO')`). The values here stand in for them: DeepLab-v2's for VOC, as in
-kazuto1011/deeplab-pytorch, configs/voc12.yaml. It runs on one core of the host, seconds an image.
+The paper applies one on VOC and reports +0.1 points on its validation images, but not the parameters, and the authors'
+code has none (`error('TODO')`). The values here are DeepLab-v2's for VOC, as in kazuto1011/deeplab-pytorch,
+configs/voc12.yaml. It runs on one CPU core and takes seconds an image.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy.typing as npt
 from refinenet.data.split import Array
 from refinenet.errors import UserError
 
-_LEAST = 1e-5  # of a probability, before its logarithm, as in pydensecrf's own unary_from_softmax
+_LEAST = 1e-5  # floor of a probability before its logarithm, as in pydensecrf's own unary_from_softmax
 
 
 @dataclass(frozen=True)
 class DenseCRF:
-    """Mean-field inference with Potts terms of two Gaussian kernels over all pairs of pixels, normalised on both sides.
+    """Mean-field inference with Potts terms of two Gaussian kernels over all pairs of pixels, normalised symmetrically.
 
-    One kernel is of the position (standard deviation in pixels), one of position and colour (in values of 0..255).
+    One kernel is over position (standard deviation in pixels), one over position and colour (values in 0..255).
     """
 
     iterations: int = 10
@@ -34,9 +34,9 @@ class DenseCRF:
     colour_std: float = 3
 
     def __call__(self, image: Array, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """image: H x W x 3 uint8 RGB; probabilities: C x H x W, C an output each, void too -> the same, refined.
+        """Refine `probabilities`, C x H x W with one channel an output (void, too), on `image`, H x W x 3 uint8 RGB.
 
-        An output of probability 0 everywhere keeps it. UserError where the package is missing.
+        Returns the same shape. A channel that is 0 everywhere stays 0. Raises UserError where pydensecrf2 is missing.
         """
         try:
             library = importlib.import_module("pydensecrf.densecrf")  # has no types
@@ -49,7 +49,7 @@ class DenseCRF:
         possible = probabilities.any(axis=(1, 2))
         labels = np.count_nonzero(possible)
         refined = np.zeros_like(probabilities)
-        if labels < 2:  # nothing to decide; the package wants two
+        if labels < 2:  # nothing to decide; the package needs two
             refined[possible] = 1
             return refined
         unary = -np.log(probabilities[possible].clip(_LEAST, 1)).reshape(labels, -1)

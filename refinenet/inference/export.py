@@ -1,7 +1,8 @@
-"""A RefineNet as a file that runs without this project: an ONNX model, or a program of torch.export.
+"""Export a RefineNet as a file that runs without this project: an ONNX model, or a program of torch.export.
 
-Both take a batch of any number of images of one size, 32 pixels a side or more, and give `model(images)` in eval mode:
-no dropout, the backbone's norms multiplied into its convolutions. Each file is run before it gets its name.
+Both take a batch of any number of images of one size, 32 pixels a side or more, and return `model(images)` in eval
+mode: no dropout, the backbone's norms folded into its convolutions. Each file is run and compared with the model before
+it gets its name.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from refinenet.model.backbones import TimmBackbone
 from refinenet.model.blocks import RefineNetBlock
 from refinenet.model.network import RefineNet
 
-# Most that a file's logits may be off, relative to the largest.
+# Largest difference of a file's logits from the model's, relative to the largest logit.
 TOLERANCE = 1e-4
 # The oldest opset that PyTorch's exporter writes by itself, so that older runtimes read the file too.
 OPSET = 18
-# N x 3 x H x W that the graph is traced with, and others that the file is then tried on: the smallest, and odd sizes.
+# Input shapes: the graph is traced with the first, the file is then run on the others: the smallest, and odd sizes.
 _TRACED = (2, 3, 96, 160)
 _TRIED = ((1, 3, 32, 32), (3, 3, 71, 130))
-# A protobuf message, as which ONNX is written, cannot hold more bytes; the weights then go into a second file.
+# An ONNX file is a protobuf message, which cannot hold more bytes; larger weights go into a second file.
 _PROTOBUF = 2**31 - 2**24
 
 
 def to_exported_program(model: RefineNet, dtype: torch.dtype = torch.float32) -> torch.export.ExportedProgram:
-    """The model as a program of torch.export: images N x 3 x H x W -> logits N x outputs x H/4 x W/4 (rounded up).
+    """Return a torch.export program: images N x 3 x H x W -> logits N x outputs x H/4 x W/4 (rounded up).
 
-    N is 1 or more, H and W 32 or more, all of them open. `dtype` of the images: float32 or uint8, RGB in 0..255 both
-    times. The program is for CPUs; `torch.export.passes.move_to_device_pass` brings it elsewhere. The model is left as
-    it is. UserError for a timm backbone whose graph depends on the size of the image.
+    N from 1, H and W from 32 are dynamic. `dtype` of the images: float32 or uint8, both RGB in 0..255. The program runs
+    on a CPU; `torch.export.passes.move_to_device_pass` moves it to another device. The model is not changed. Raises
+    UserError for a timm backbone whose graph depends on the size of the image.
     """
     return _program(_copied(model), dtype)
 
@@ -53,13 +54,22 @@ def to_exported_program(model: RefineNet, dtype: torch.dtype = torch.float32) ->
 def save_pt2(
     model: RefineNet, path: Path, about: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
 ) -> float:
-    """Write `to_exported_program` for `torch.export.load(path)`.
+    """Write `to_exported_program` as a file for `torch.export.load(path)`.
 
-    `about` (class names, palette, input scale ...) and the configuration go into its extra file "refinenet.json".
-    Returns by how much its logits differ from the model's, relative to the largest; above 1e-4 is a UserError.
+    Args:
+        model: is not changed.
+        path: the file, usually *.pt2.
+        about: class names, palette, input scale ...; goes into the extra file "refinenet.json" with the configuration.
+        dtype: of the images.
+
+    Returns:
+        The largest difference of its logits from the model's, relative to the largest logit.
+
+    Raises:
+        UserError: that is above 1e-4, or the backbone cannot be exported.
     """
     net = _copied(model)
-    wanted = _wanted(net, dtype)
+    expected = _expected(net, dtype)
     program = _program(net, dtype)
     extra = {"refinenet.json": json.dumps(_metadata(model, about), sort_keys=True)}
     with atomic_file(path) as part, _quiet():
@@ -67,7 +77,7 @@ def save_pt2(
             torch.export.save(program, file, extra_files=extra)
         with part.open("rb") as file:
             loaded = torch.export.load(file).module()
-        return _difference(path, wanted, loaded)
+        return _difference(path, expected, loaded)
 
 
 def to_onnx(
@@ -75,11 +85,20 @@ def to_onnx(
 ) -> float:
     """Write an ONNX model: input "images" N x 3 x H x W, output "logits" N x outputs x H/4 x W/4 (rounded up).
 
-    Batch, height and width are open; images are RGB in 0..255, of `dtype` float32 or uint8: nothing is left to
-    normalise. The file's metadata_props are `about` (class names, palette, input scale ...) and the configuration, each
-    value as JSON. Weights of more than 2 GB go into a second file, `path`.data. Needs the packages onnx, onnxscript and
-    onnxruntime. Returns by how much the logits of onnxruntime differ from the model's, relative to the largest; above
-    1e-4 is a UserError.
+    Batch, height and width are dynamic; the graph normalises images itself. Needs the packages onnx, onnxscript and
+    onnxruntime. Weights of more than 2 GB go into a second file, `path`.data.
+
+    Args:
+        model: is not changed.
+        path: the file.
+        about: class names, palette, input scale ...; with the configuration the metadata_props, each value as JSON.
+        dtype: of the images, RGB in 0..255: float32 or uint8.
+
+    Returns:
+        The largest difference of onnxruntime's logits from the model's, relative to the largest logit.
+
+    Raises:
+        UserError: that is above 1e-4, a package is missing, or the backbone cannot be exported.
     """
     try:
         import onnx_ir
@@ -88,7 +107,7 @@ def to_onnx(
     except ImportError as error:
         raise UserError(f"{path}: ONNX needs the package {error.name}: pip install refinenet-repro[onnx]") from None
     net = _copied(model)
-    wanted = _wanted(net, dtype)
+    expected = _expected(net, dtype)
     program = _program(net, dtype)
     large = sum(t.nbytes for t in program.state_dict.values()) > _PROTOBUF
     with _quiet():
@@ -97,13 +116,13 @@ def to_onnx(
         )
     assert made is not None
     _describe(made.model, model, about, onnx_ir)
-    # Run under its own name, since a file of weights is found by name.
+    # Run under its final name in a temporary folder: the model refers to its weights file by name.
     with atomic_file(path) as part, TemporaryDirectory(f".{os.getpid()}.part", f".{path.name}.", path.parent) as folder:
         file = Path(folder, path.name)
         made.save(file, external_data=large)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         difference = _difference(
-            path, wanted, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+            path, expected, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
         )
         weights = Path(f"{path}.data")
         weights.unlink(missing_ok=True)  # of the file that this one replaces
@@ -124,7 +143,7 @@ def _metadata(model: RefineNet, about: Mapping[str, Any] | None) -> dict[str, An
 
 @torch.no_grad()
 def _program(net: RefineNet, dtype: torch.dtype) -> torch.export.ExportedProgram:
-    """The program of `net`, which is changed."""
+    """Return the program of `net`, which is changed in place."""
     from torch.export import Dim
     from torch.fx.experimental import _config
 
@@ -133,13 +152,13 @@ def _program(net: RefineNet, dtype: torch.dtype) -> torch.export.ExportedProgram
     for backbone in net.backbones:
         fold(backbone)
         if isinstance(backbone, TimmBackbone):
-            backbone.net = _of_no_size(backbone, net.config.backbone)
-    _order(net)
+            backbone.net = _size_independent(backbone, net.config.backbone)
+    _mark_largest(net)
     for parameter in net.parameters():
-        # Convolutions of channels-last weights ask whether a map has one cell only, and the answer would be kept.
+        # With channels-last weights tracing would branch on whether a map has one cell only, and keep the answer.
         parameter.data = parameter.data.contiguous()
     sides = {2: Dim("height", min=32), 3: Dim("width", min=32)}
-    # Oblivious: a side of 1 is no case of its own. The coarsest map of 32 pixels has such sides.
+    # Oblivious: a side of 1 is not specialised. The coarsest map of an image of 32 pixels has such sides.
     with _config.patch(backed_size_oblivious=True), _quiet():  # type: ignore[attr-defined]
         program = torch.export.export(
             net,
@@ -149,7 +168,7 @@ def _program(net: RefineNet, dtype: torch.dtype) -> torch.export.ExportedProgram
         )
     graph = program.graph_module.graph
     for node in list(graph.nodes):
-        # What was assumed of sizes without a proof, "no side is 1" among it; that it need not hold is what is tried.
+        # Unproven assumptions on sizes, such as "no side is 1"; that the graph works without is tested afterwards.
         if node.target is torch.ops.aten._assert_scalar.default:
             graph.erase_node(node)
         # Lines of code, with this machine's paths
@@ -159,11 +178,11 @@ def _program(net: RefineNet, dtype: torch.dtype) -> torch.export.ExportedProgram
     return program
 
 
-def _order(net: RefineNet) -> None:
-    """Tell every fusion which of its paths is the largest, where that is the same for images of all sizes.
+def _mark_largest(net: RefineNet) -> None:
+    """Set for every fusion which of its paths has the largest map, where that is the same for all image sizes.
 
-    Sides are halved and rounded up, which keeps the order of one backbone's maps; halving the image first is one such
-    step. Without this every size in a program is a maximum of maxima, and reading it takes minutes.
+    A stage halves sides and rounds up, which keeps the order of one backbone's maps; halving the image first is one
+    such step. Without this every size in a program is a maximum of maxima, and loading it takes minutes.
     """
     scales = net.cascade.scales
     if any(math.frexp(scale)[0] != 0.5 or scale > 1 for scale in scales):
@@ -176,31 +195,31 @@ def _order(net: RefineNet) -> None:
         before = [max(sides)]
 
 
-def _of_no_size(backbone: TimmBackbone, name: str) -> nn.Module:
-    """The backbone's network with all that it computes from sizes as constants.
+def _size_independent(backbone: TimmBackbone, name: str) -> nn.Module:
+    """Return the backbone's network with everything that it computes from sizes as constants.
 
-    It gets multiples of 32 only, so that its paddings are the same for all; followed symbolically they would take
-    export hours. Windows and position tables are not the same for all: UserError.
+    It gets multiples of 32 only, so that its paddings are the same for all sizes; traced symbolically they would take
+    hours. Raises UserError for networks with windows or position tables, which depend on the size.
     """
     net = backbone.net
     images = [torch.rand(size) for size in ((2, 3, 64, 96), (1, 3, 96, 32), (3, 3, 32, 128))]
     try:
         with _quiet():
             traced = torch.export.export(net, (images[0],)).module(check_guards=False)
-        traced._forward_pre_hooks.clear()  # they insist on the size it was traced with
+        traced._forward_pre_hooks.clear()  # they check for the size it was traced with
         _without_channels_last(traced)
         for image in images:
             torch.testing.assert_close(tuple(traced(image)), tuple(net(image)), rtol=TOLERANCE, atol=TOLERANCE)
-    except Exception:  # of the many things that may go wrong with a network nobody here has seen
+    except Exception:  # an unknown network can fail in any way
         raise UserError(
-            f"backbone {name}: its graph depends on the size of the image, so no file of it takes any size; "
-            "networks of convolutions only can be exported"
+            f"backbone {name}: its graph depends on the size of the image, expected one that works for every size; "
+            "only fully convolutional networks can be exported"
         ) from None
     return traced
 
 
 def _without_channels_last(traced: fx.GraphModule) -> None:
-    """A copy behind each permutation: what it is for channels-last weights (see _program) it is for such maps."""
+    """Insert a copy after each permutation: channels-last maps would specialise, as such weights (see _program)."""
     for node in traced.graph.find_nodes(op="call_function", target=torch.ops.aten.permute.default):
         with traced.graph.inserting_after(node):
             plain = traced.graph.call_function(torch.ops.aten.clone.default, (node,))
@@ -210,17 +229,17 @@ def _without_channels_last(traced: fx.GraphModule) -> None:
 
 
 @torch.no_grad()
-def _wanted(net: RefineNet, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Images to try a file on, and the model's logits."""
+def _expected(net: RefineNet, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Return images to run a file on, and the model's logits for them."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, size, generator=generator).to(dtype) for size in _TRIED]
     return [(image, net(image)) for image in images]
 
 
 @torch.no_grad()
-def _difference(path: Path, wanted: Sequence[tuple[Tensor, Tensor]], run: Callable[[Tensor], Tensor]) -> float:
+def _difference(path: Path, expected: Sequence[tuple[Tensor, Tensor]], run: Callable[[Tensor], Tensor]) -> float:
     off = []
-    for images, logits in wanted:
+    for images, logits in expected:
         found = run(images)
         if found.shape != logits.shape:
             raise UserError(f"{path}: not written, its logits are {list(found.shape)}, expected {list(logits.shape)}")
@@ -231,12 +250,12 @@ def _difference(path: Path, wanted: Sequence[tuple[Tensor, Tensor]], run: Callab
 
 
 def _describe(graph_model: Any, model: RefineNet, about: Mapping[str, Any] | None, onnx_ir: Any) -> None:
-    """Names for the open sides, what the tensors and the outputs are; nothing of the machine it was made on."""
+    """Name dynamic sides, describe inputs and outputs, set the metadata; remove traces of this machine."""
     graph = graph_model.graph
     for node in graph.all_nodes():
         node.metadata_props.clear()
         for output in node.outputs:
-            output.shape = None  # formulas of many lines; a runtime finds them by itself
+            output.shape = None  # formulas of many lines; a runtime infers them
     for values in (graph.inputs, graph.outputs, graph.initializers.values()):
         for value in values:
             value.metadata_props.clear()
@@ -252,7 +271,7 @@ def _describe(graph_model: Any, model: RefineNet, about: Mapping[str, Any] | Non
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters tell their developers."""
+    """Silence warnings and log lines of PyTorch's exporters within this block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,8 +1,9 @@
-"""Fast inference: the same function in fewer operations. Norms folded, channels last, Winograd's convolution on CPUs.
+"""Fast inference: folded norms, channels last, and on CPUs Winograd's convolution; the same function to rounding.
 
 Most of a RefineNet's arithmetic is 3 x 3 convolutions of stride 1. Winograd's algorithm (Lavin and Gray, CVPR 2016)
-makes 6 x 6 results of a tile of 8 x 8 pixels with 64 multiplications instead of 324, as 64 matrix products over all
-tiles and channels. It costs a rounding error of 1e-5 of the largest value and seven times the memory for these weights.
+computes 6 x 6 results from a tile of 8 x 8 pixels with 64 multiplications instead of 324, as 64 matrix products over
+all tiles and channels. It costs a rounding error of 1e-5 of the largest value and seven times the memory for these
+weights.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from refinenet.model.backbones import Bottleneck, FrozenBatchNorm, ResNet, TimmB
 from refinenet.model.blocks import ResidualConvUnit
 from refinenet.model.network import RefineNet
 
-# Points at which the polynomials of a tile are multiplied; infinity is one more. With these the rounding is least.
+# Points at which the polynomials of a tile are evaluated, besides infinity. These have the smallest rounding errors.
 _POINTS: Mapping[int, tuple[str, ...]] = {
     4: ("0", "1", "-1", "1/2", "-2"),
     6: ("0", "1", "-1", "2", "-2", "1/2", "-1/2"),
 }
-# Wider filters are those of coarse maps, of few tiles: larger ones would only make more weights to read.
+# Wider filters are those of coarse maps with few tiles: larger tiles would only mean more weights to read.
 _WIDE = 256
 
-# Floats of transformed tiles worked on at a time: 32 MB. Fewer would read the weights more often.
+# Floats of transformed tiles at a time: 32 MB. With fewer the weights would be read more often.
 _AT_A_TIME = 2**23
 # Below this many channels the transforms cost more than the products save.
 _CHANNELS = 64
 
 
 def transforms(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """B (n x n), G (n x 3) and A (size x n), n = size + 2: A((G g) * (B d)) correlates d with g (Toom and Cook).
+    """Return B (n x n), G (n x 3), A (size x n), n = size + 2: A((G g) * (B d)) correlates d with g (Toom-Cook).
 
-    Computed in fractions, rounded once.
+    Computed in fractions, rounded once to float64.
     """
     points = [Fraction(point) for point in _POINTS[size]]
     n = len(points) + 1
@@ -53,7 +54,7 @@ def transforms(size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _polynomial(roots: Sequence[Fraction], length: int) -> list[Fraction]:
-    """Coefficients of prod(x - root), lowest power first, with zeros up to `length`."""
+    """Return the coefficients of prod(x - root), lowest power first, with zeros up to `length`."""
     coefficients = [Fraction(1)]
     for root in roots:
         coefficients = [
@@ -82,12 +83,12 @@ class Winograd(nn.Module):
 
     @staticmethod
     def fits(conv: nn.Conv2d) -> bool:
-        """Whether this convolution can be done so, and gains by it."""
+        """Return whether this convolution can be computed this way and becomes faster."""
         form = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
         return form == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and min(conv.in_channels, conv.out_channels) >= _CHANNELS
 
     def forward(self, x: Tensor, relu: bool = False, plus: Tensor | None = None) -> Tensor:
-        """The convolution of x, or of relu(x); `plus`, N x K x H x W, is added to it."""
+        """Return the convolution of x, or of relu(x); `plus`, N x K x H x W, is added to it."""
         batch, channels, height, width = x.shape
         weight, tile, result = (cast(Tensor, t) for t in (self.weight, self.tile, self.result))
         outputs, size, n = weight.shape[2], self.size, self.size + 2
@@ -115,7 +116,7 @@ class Winograd(nn.Module):
 
 
 def _padded(x: Tensor, height: int, width: int, relu: bool) -> Tensor:
-    """Of x or relu(x), behind one row and column of zeros, and zeros up to the size: N x height x width x C."""
+    """Return x or relu(x) after one row and column of zeros, zeros up to the size: N x height x width x C."""
     padded = x.new_empty(x.shape[0], height, width, x.shape[1])
     bottom, right = x.shape[2] + 1, x.shape[3] + 1
     for border in (padded[:, 0], padded[:, bottom:], padded[:, :, 0], padded[:, :, right:]):
@@ -129,7 +130,7 @@ def _padded(x: Tensor, height: int, width: int, relu: bool) -> Tensor:
 
 
 class _Unit(nn.Module):
-    """A residual convolution unit of two Winograd convolutions, ReLUs and sum done on the way."""
+    """A residual convolution unit of two Winograd convolutions, with ReLUs and sum fused into them."""
 
     def __init__(self, conv1: Winograd, conv2: Winograd) -> None:
         super().__init__()
@@ -143,22 +144,23 @@ class _Unit(nn.Module):
 class FastRefineNet(nn.Module):
     """A RefineNet for inference: `fast(images)` are the logits of `model(images)`, to 1e-4 of the largest.
 
-    It follows its model: when a weight of that has changed, what was made of it is made again before the next image. A
-    change that PyTorch does not count (`weight.data`, inference tensors) it cannot see; `refresh()` then.
+    It follows its model: when a weight of the model has changed, folded and transformed weights are recomputed before
+    the next image. It cannot see changes that PyTorch does not count (`weight.data`, inference tensors); call
+    `refresh()` after them.
 
-    The model is left as it is; what needs no change is shared with it. Without `winograd`, which is for float32 on a
-    CPU only, that is all but the backbone's convolutions.
+    The model is not changed, and unchanged tensors are shared with it. Without `winograd`, which is for float32 on a
+    CPU only, these are all but the backbone's convolutions.
     """
 
     def __init__(self, model: RefineNet, winograd: bool = True) -> None:
         super().__init__()
-        self._model = (model,)  # in a tuple: it is no part of this module
+        self._model = (model,)  # in a tuple: not a submodule
         self._winograd = winograd
         self.refresh()
 
     def refresh(self) -> None:
         """Fold and transform the model's weights as they are now."""
-        self._net = _prepared(self._model[0], self._winograd)
+        self._net = _fast_copy(self._model[0], self._winograd)
         self._stamp = self._now()
 
     def _now(self) -> list[int]:
@@ -177,8 +179,8 @@ def _winograd(conv: nn.Conv2d) -> Winograd:
     return Winograd(conv, 6 if max(conv.in_channels, conv.out_channels) <= _WIDE else 4)
 
 
-def _prepared(model: RefineNet, winograd: bool) -> RefineNet:
-    """The model in eval mode with other modules, all tensors that need not change shared."""
+def _fast_copy(model: RefineNet, winograd: bool) -> RefineNet:
+    """Return a copy of the model in eval mode with fast modules; unchanged tensors are shared."""
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     net = copy.deepcopy(model, shared).eval()
     with torch.no_grad():
@@ -197,7 +199,7 @@ def _prepared(model: RefineNet, winograd: bool) -> RefineNet:
 
 
 def fold(backbone: nn.Module) -> None:
-    """Multiply every norm of the backbone into the convolution before it."""
+    """Fold every norm of the backbone into the convolution before it, in place."""
     if isinstance(backbone, ResNet):
         _merge(backbone, "conv1", "bn1")
         for unit in backbone.modules():
@@ -209,7 +211,7 @@ def fold(backbone: nn.Module) -> None:
     elif isinstance(backbone, TimmBackbone):
         try:
             graph = _Tracer().trace(backbone.net)
-        except Exception:  # what cannot be traced stays as it is: slower, not wrong
+        except Exception:  # what cannot be traced stays unfolded: slower, not wrong
             return
         _merge_pairs(backbone.net, graph)
 

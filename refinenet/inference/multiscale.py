@@ -1,7 +1,7 @@
 """Multi-scale prediction of whole images (paper, section 4; the authors' fuse_multiscale_results.m).
 
-Nothing here waits for the device, so that the next image's work is queued while this one's runs; only `predict`, which
-hands out numpy arrays, and a dense CRF, which runs on the host, do.
+Nothing here waits for the device, so that the next image is queued while this one is computed, except `predict`, which
+returns numpy arrays, and a dense CRF, which runs on the host.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ View = tuple[float, bool]  # scale, mirrored
 Size = tuple[int, int]  # height, width in pixels
 
 _LOG_FLOOR = -20.0  # of the authors' log-space resizing
-# Scores held at the image's size on a GPU: 1 GB. On a CPU class by class is faster, 1.5 to 3 times on one core.
+# Scores resized at once on a GPU: 1 GB. On a CPU class by class is 1.5 to 3 times faster, measured on one core.
 _AT_ONCE = 2**28
 
 
@@ -42,11 +42,16 @@ def optimise_for_inference(
     compile: bool = False,
     precision: Precision = "float32",
 ) -> nn.Module:
-    """The same function, made ready for many images; `model` itself unless something is asked for.
+    """Return a faster version of `model` for many images; `model` itself where nothing is asked for.
 
-    `fast`: norms folded, channels last, on a CPU in float32 Winograd's convolution: logits differ by about 1e-5 of the
-    largest. `channels_last`: order of the maps in memory. `compile`: torch.compile, anew for a size or two, then for
-    any; with `fast` the norms are folded, but no Winograd. `precision`: what `predict` will be asked for.
+    Args:
+        model: is not changed.
+        fast: folded norms, channels last, and on a CPU in float32 Winograd's convolution: logits differ by about 1e-5
+            of the largest.
+        channels_last: memory format of the maps.
+        compile: torch.compile, which compiles for the first size or two, then once for any size; with `fast` norms are
+            folded, but without Winograd.
+        precision: what `predict` will be called with.
     """
     from refinenet.inference.fast import FastRefineNet, fold
 
@@ -73,12 +78,23 @@ def predict(
     precision: Precision = "float32",
     tile: int | None = None,
 ) -> dict[str, Array]:
-    """Label map of one image under each protocol; a scale that several protocols share is computed once.
+    """Label one image by each protocol; a scale that several protocols share is computed once.
 
-    image: H x W x 3 uint8. Returns H x W uint8 class indices by protocol; of a network with a void output, the number
-    of classes where that wins. "probability" averages the softmax; "log" resizes it in log space with the floor of the
-    authors' code, then averages. `precision` is of the convolutions. `tile`: side in pixels of the scaled image above
-    which it is cut into overlapping tiles (refinenet/inference/tiles.py).
+    Args:
+        model: a RefineNet, or what `optimise_for_inference` made of it.
+        image: H x W x 3 uint8 RGB.
+        protocols: name -> how to test.
+        resizing: of the image before the scales.
+        average: "probability" averages the softmax; "log" resizes it in log space with the floor of the authors' code,
+            then averages.
+        precision: of the convolutions.
+        tile: side in pixels above which the scaled image is cut into overlapping tiles (refinenet/inference/tiles.py).
+
+    Returns:
+        For each protocol H x W uint8 class indices; the number of classes where a void output wins.
+
+    Raises:
+        UserError: `tile` is too small.
     """
     (labels,) = predict_many(model, [image], protocols, resizing, average, precision, tile)
     return {name: label.cpu().numpy() for name, label in labels.items()}
@@ -94,10 +110,10 @@ def predict_many(
     precision: Precision = "float32",
     tile: int | None = None,
 ) -> list[dict[str, Tensor]]:
-    """As `predict` for each of `images`, the label maps left on the model's device.
+    """Label each of `images` as `predict`, whose arguments these are; the label maps stay on the model's device.
 
-    Images of one size once they are scaled go through the network together, all of them at once. The sums of a batch
-    may be taken in another order than those of one image: two classes within a rounding error may change places.
+    Images that have one size after scaling are one batch, whatever its size. A batch may sum in another order than one
+    image: where two classes are within a rounding error, the label may differ.
     """
     if tile is not None and tile < SMALLEST_TILE:
         raise UserError(f"tile is {tile} pixels a side, expected {SMALLEST_TILE} or more")
@@ -132,7 +148,7 @@ def predict_many(
 
 
 def upload(values: Array, device: torch.device) -> Tensor:
-    """uint8 of any shape -> the same on the device; the host goes on at once."""
+    """Copy a uint8 array of any shape to the device, from pinned memory to a GPU without waiting."""
     tensor = torch.from_numpy(np.array(values))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -142,7 +158,7 @@ def _views(protocol: Protocol) -> tuple[View, ...]:
 
 
 def _scaled_size(image: Array, scale: float, resizing: Resizing) -> Size:
-    # The network halves five times: below 32 pixels its coarsest map would see less than one cell.
+    # The network halves five times: below 32 pixels a cell of its coarsest map would exceed the image.
     height, width = image.shape[:2]
     factor = resizing.factor(height, width) * scale
     return max(32, round(height * factor)), max(32, round(width * factor))
@@ -151,7 +167,7 @@ def _scaled_size(image: Array, scale: float, resizing: Resizing) -> Size:
 def _logits(
     model: nn.Module, images: Sequence[Tensor], size: Size, flip: bool, precision: Precision, tile: int | None
 ) -> Tensor:
-    """Of images, 1 x 3 x H x W uint8 each, scaled to `size`: N x outputs x h x w float32 at a quarter of it."""
+    """Return logits of images (1 x 3 x H x W uint8) scaled to `size`: N x outputs x h x w float32, at 1/4 of it."""
     device = images[0].device
 
     def run(scaled: Tensor) -> Tensor:
@@ -168,7 +184,7 @@ def _logits(
 
 
 def _scaled(image: Tensor, size: Size) -> Tensor:
-    # At its own size imresize would leave every value as it is.
+    # At the image's own size imresize would change nothing.
     return image.float() if image.shape[2:] == size else imresize(image.float(), size).clamp_(0, 255)
 
 
@@ -183,7 +199,7 @@ def _window(images: Sequence[Tensor], size: Size, flip: bool) -> Callable[[Span,
 
 
 def _fuse(maps: Sequence[Tensor], average: Average) -> Tensor:
-    """Resize to the largest map and average: N x outputs x h x w, log-probabilities if they are averaged so."""
+    """Resize to the largest map and average: N x outputs x h x w, log-probabilities if `average` is "log"."""
     largest = max((m.shape[2:] for m in maps), key=lambda s: s[0] * s[1])
     resized = (resize(m, largest) for m in maps)  # one at a time: of a large image they take gigabytes
     mean = reduce(torch.add, (m.exp() for m in resized) if average == "log" else resized)
@@ -193,10 +209,10 @@ def _fuse(maps: Sequence[Tensor], average: Average) -> Tensor:
 
 
 def _best(scores: Tensor, size: Size) -> Tensor:
-    """Resize 1 x outputs x h x w to `size` and take the best: H x W uint8; of equal ones the first."""
+    """Resize 1 x outputs x h x w to `size` and return the argmax, H x W uint8; of equal scores the first."""
     if scores.device.type != "cpu" and scores.shape[1] * size[0] * size[1] <= _AT_ONCE:
         return resize(scores, size).argmax(1)[0].to(torch.uint8)
-    # Of a photo of 24 megapixels 150 classes at once would be 14 GB.
+    # For a photo of 24 megapixels 150 classes at once would take 14 GB.
     best = resize(scores[:, :1], size)[0, 0].clone()
     label = torch.zeros(size, dtype=torch.uint8, device=scores.device)
     for index in range(1, scores.shape[1]):
@@ -207,7 +223,7 @@ def _best(scores: Tensor, size: Size) -> Tensor:
 
 
 def _refined(scores: Tensor, image: Array, average: Average) -> Tensor:
-    """The labels of `_best` after a dense CRF at the image's size: H x W uint8."""
+    """Apply a dense CRF at the image's size and return the argmax, H x W uint8."""
     probabilities = resize(scores, image.shape[:2])[0]
     if average == "log":
         probabilities = probabilities.softmax(0)

@@ -1,4 +1,4 @@
-"""A trained model for whole images: what `evaluate` scores is what `submit` sends and `predict` and serving answer."""
+"""A trained model for whole images, the same for `evaluate`, `submit`, `predict` and MLflow serving."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from refinenet.errors import UserError
 from refinenet.inference.multiscale import optimise_for_inference, predict_many
 from refinenet.model.network import load
 
-SHORT_EDGE = (450, 800)  # of the authors' demos (demo_predict_mscale_*.m), for a model file that does not say its own
-ASPECT = 4.0  # long edge over short edge of the longest photograph that is not made smaller for its memory's sake
+SHORT_EDGE = (450, 800)  # pixels; the authors' demos (demo_predict_mscale_*.m), for a model file without its own
+ASPECT = 4.0  # long edge / short edge; a photograph with a larger ratio is scaled down to save memory
 
 
 class Predictor:
-    """Labels whole images with the model in the file `path`. UserError where that is none.
+    """Labels whole images with the model in the file `path`.
 
-    `model` is the network as it was loaded, on `device`; `about` what its file says of it: class names, palette, data
-    set, how large it wants an image.
+    `model` is the network as loaded, on `device`; `about` the metadata of its file: class names, palette, data set,
+    image size.
 
     Args:
         path: what `refinenet.model.network.save` wrote.
         device: where the network computes.
-        resizing: how an image is scaled before the protocols' scales; None: as the model's file says.
+        resizing: of an image before the protocols' scales; None: as the model's file says.
         void: False: a void output never wins, every pixel gets a class.
-        average, precision, tile: as of `predict_many`.
-        fast, channels_last, compile: as of `optimise_for_inference`.
+        average, precision, tile: as in `predict_many`.
+        fast, channels_last, compile: as in `optimise_for_inference`.
+
+    Raises:
+        UserError: no such file, or not a model of this project.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Predictor:
 
     @staticmethod
     def choose_device(device: str, seed: int, threads: int) -> torch.device:
-        """Return the device called so, once this process is repeatable to the bit (`refinenet.device.reproducible`)."""
+        """Make this process repeatable to the bit (`refinenet.device.reproducible`); return the device so named."""
         torch_device = choose_device(device)
         reproducible(seed, threads)
         return torch_device
@@ -88,22 +91,22 @@ class Predictor:
             raise UserError(f"{self.path}: trained on {trained_on}, expected the {len(classes)} classes of {data}")
 
     def __call__(self, image: Array, protocols: Mapping[str, Protocol]) -> dict[str, Array]:
-        """H x W x 3 uint8 -> for each protocol H x W uint8: class index, or their number where a void output wins."""
+        """Label H x W x 3 uint8: for each protocol H x W uint8, classes or, where void wins, their number."""
         (labels,) = self.many([image], protocols)
         return {name: label.cpu().numpy() for name, label in labels.items()}
 
     def many(
         self, images: Sequence[Array], protocols: Mapping[str, Protocol], resizing: Resizing | None = None
     ) -> list[dict[str, Tensor]]:
-        """Label each of `images`, the maps left on `device`; those of one size go through the network together."""
+        """Label each of `images` (H x W x 3 uint8) as `predict_many`; the maps stay on `device`."""
         how = resizing or self.resizing
         return predict_many(self._net, images, protocols, how, self._average, self._precision, self._tile)
 
     def label_photo(self, image: Array, protocol: Protocol, where: str) -> Array:
         """Label a photograph of any shape: H x W x 3 uint8 -> H x W class indices, 255 where a void output wins.
 
-        A panorama or strip is made no larger than the longest photograph: no more pixels, and no enlarging past its
-        long edge. UserError, opened by `where`, for what memory has no room for.
+        A panorama or strip is scaled down to the pixels and the long edge of a photograph of 4 : 1 (`ASPECT`). Raises
+        UserError, which begins with `where`, for an image that does not fit into memory.
         """
         height, width = image.shape[:2]
         factor = self.resizing.factor(height, width)
@@ -115,11 +118,11 @@ class Predictor:
         try:
             (labels,) = self.many([image], {"label": protocol}, Resizing(factor))
         except (RuntimeError, MemoryError) as error:
-            # On the CPU PyTorch has no type for it.
+            # On a CPU PyTorch raises a plain RuntimeError.
             if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
                 raise
             raise UserError(
-                f"{where}: {width} x {height} pixels, more than memory has room for; try a smaller --short-edge"
+                f"{where}: {width} x {height} pixels do not fit into memory; try a smaller --short-edge"
             ) from None
         label = labels["label"].cpu().numpy()
         return np.where(label < len(self.classes), label, np.uint8(IGNORE_INDEX))

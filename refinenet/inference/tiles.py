@@ -1,8 +1,8 @@
-"""Images that do not fit memory: the network sees the scaled image in overlapping tiles, their logits become one map.
+"""Images that do not fit into memory: overlapping tiles of the scaled image, whose logits are blended into one map.
 
-Tiles begin where the network's grids begin, so that a tile's logits are those of the whole image wherever the border of
-the tile is out of sight. Where two overlap, each leaves the quarter next to its border to the other, and in the half
-between one fades into the other.
+Tiles start on the network's grid, so that a tile's logits equal those of the whole image outside the receptive field of
+its border. Where two tiles overlap, the quarter next to a tile's border is left to the other tile, and in the half
+between the weights change linearly.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from refinenet.model.blocks import keys_taps
 
 Span = tuple[int, int]  # first and one past the last pixel of a row or column of the scaled image
 
-GRID = 64  # pixels: the coarsest map has a cell every 32, in a network that also takes the image at half its size 64
+GRID = 64  # pixels a cell of the coarsest map: 32, or 64 in a network that also takes the image at half its size
 STRIDE = 4  # pixels a logit: the network's output is a quarter of its input, rounded up
-_SHARE = 4  # an overlap is this part of a tile's side
+_SHARE = 4  # an overlap is a tile's side divided by this
 
 
 class Tile(NamedTuple):
-    """A tile on one axis: its pixels, those of its logits that count, and how much; over all tiles that sums to 1."""
+    """A tile on one axis: its pixels, which logits are used, and their weights, which sum to 1 over all tiles."""
 
     span: Span
     kept: slice
@@ -32,9 +32,9 @@ class Tile(NamedTuple):
 
 
 def cut(length: int, side: int, device: torch.device | None = None) -> list[Tile]:
-    """Tiles of at most `side` pixels over `length` pixels of one axis, each overlapping the next by a quarter or more.
+    """Return tiles of at most `side` pixels over `length` pixels of an axis; neighbours overlap by 1/4 of it or more.
 
-    One tile of the whole length where that is no longer than `side`.
+    A single tile where `length` is at most `side`.
     """
     if length <= side:
         every = -(-length // STRIDE)
@@ -70,9 +70,14 @@ def tiled(
     side: int,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Logits N x classes x h x w of an image of `size` pixels, of which no more than side x side is looked at at once.
+    """Return the logits, N x classes x h x w, of an image of `size` pixels, computed side x side pixels at a time.
 
-    `window(rows, columns)` is that part of the scaled image, N x 3 x its height x its width; `logits` is the network.
+    Args:
+        logits: the network.
+        window: (rows, columns) -> that part of the scaled image, N x 3 x height x width.
+        size: height and width of the scaled image.
+        side: of a tile, in pixels.
+        device: of the tiles' weights.
     """
     whole: Tensor | None = None
     columns = cut(size[1], side, device)
@@ -88,9 +93,13 @@ def tiled(
 
 
 def imresize_window(images: Tensor, size: Sequence[int], rows: Span, columns: Span) -> Tensor:
-    """What `blocks.imresize(images, size)` has in these rows and columns; reads the pixels that this takes.
+    """Return these rows and columns of `blocks.imresize(images, size)`, reading only the pixels that they depend on.
 
-    images: N x 3 x H x W of any type, as float32 never held as a whole.
+    Args:
+        images: N x 3 x H x W of any type; never converted to float32 as a whole.
+        size: height and width after resizing.
+        rows: first and one past the last row.
+        columns: the same of the columns.
     """
     (top, bottom, down), (left, right, across) = (
         _cubic_rows(n, m, span, images.device)
@@ -100,16 +109,13 @@ def imresize_window(images: Tensor, size: Sequence[int], rows: Span, columns: Sp
 
 
 def _cubic_rows(inputs: int, outputs: int, span: Span, device: torch.device) -> tuple[int, int, Tensor]:
-    """(first, stop, matrix): rows `span` of the matrix of `blocks.imresize`, of its columns those from first to stop.
-
-    The others are 0 there.
-    """
+    """Return (first, stop, matrix): rows `span` of `blocks.imresize`'s matrix, columns first to stop; the rest is 0."""
     scale = outputs / inputs
     shrink = min(scale, 1.0)
     reach = 2 / shrink
     positions, weights = keys_taps(torch.arange(*span, device=device, dtype=torch.float64), inputs, scale, shrink)
-    # All of these lie between the first and the last position: mirrored ones are nearer to the border than the others
-    # reach inwards. From the numbers alone, so that the device is not waited for.
+    # All positions lie in this range: mirrored ones are nearer to the border than the others reach inwards. Computed on
+    # the host, so that nothing waits for the device.
     first = max(0, math.floor((span[0] + 0.5) / scale - 0.5 - reach) - 1)
     stop = min(inputs, math.floor((span[1] - 0.5) / scale - 0.5 - reach) + positions.shape[1] + 1)
     matrix = torch.zeros(span[1] - span[0], stop - first, dtype=torch.float64, device=device)
