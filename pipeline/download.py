@@ -1,10 +1,10 @@
-"""The official archives of one data set: found, fetched from their sources, or drawn in the same layout.
+"""Stage `download`: the official archives of one data set, found, downloaded, or drawn in the same layout.
 
     settings.json  ->  data/raw/<name>/<official file names>
 
-Archives are kept in data/archives/<name>/ and get a second name in data/raw/<name>/. The first is no output of the
-graph: it survives a kill, and the engines, which clear a stage's outputs before they run it again. A copy that is on
-this machine already, in another data set's folder, a `mirror` of the profile or data/incoming/<name>/, is linked.
+Archives are kept in data/archives/<name>/ and linked into data/raw/<name>/. The first is not an output of the graph, so
+it survives a kill and the engines, which delete a stage's outputs before they run it again. A copy that is on this
+machine already, in another data set's folder, a `mirror` of the profile or data/incoming/<name>/, is linked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RAW = Path("data/raw")
 
 
 def run(name: str) -> None:
-    """Bring or draw the archives of the data set `name`; UserError for what the user can put right."""
+    """Download, link or draw the archives of the data set `name`. Raises UserError for what the user can fix."""
     cfg = resolve.load("download", name)
     folder = RAW / name
     if cfg.own is not None:
@@ -71,7 +71,7 @@ def run(name: str) -> None:
 
 
 def _bring(name: str, cfg: Download, known: ChecksumCache) -> tuple[set[str], set[str]]:
-    """Have all archives in the store: the files that were not there yet, the optional ones that cannot be had."""
+    """Bring all archives into the store; return the files that are new there, and the optional ones that failed."""
     store, stop = checksums.STORE / name, Event()
 
     def look(file: str, source: Source) -> str:
@@ -82,7 +82,7 @@ def _bring(name: str, cfg: Download, known: ChecksumCache) -> tuple[set[str], se
 
     def fetch(file: str, source: Source) -> None:
         with _turn(source.url, file, stop):
-            # By now another data set may have it.
+            # Meanwhile another data set may have fetched it.
             if not local.link_local_copy(name, source, store / file, local.in_store(name, file), known, stop):
                 sources.fetch(source, store / file, known, room, stop)
 
@@ -102,7 +102,7 @@ def _bring(name: str, cfg: Download, known: ChecksumCache) -> tuple[set[str], se
     for file, error in failed.items():
         by_hand = _by_hand(name, {file: absent[file]}) or [f"By hand: put it into {local.INCOMING / name}/"]
         say(
-            f"{name}: without {file}, which is optional: what is made from it alone is left out ({error}). "
+            f"{name}: without {file}, which is optional: data that needs it is left out ({error}). "
             f"{by_hand[0]}, then run `python -m pipeline.download {name}`"
         )
     return {file for file, found in looked.items() if found != "kept"} - failed.keys(), set(failed)
@@ -110,7 +110,7 @@ def _bring(name: str, cfg: Download, known: ChecksumCache) -> tuple[set[str], se
 
 @contextmanager
 def _turn(url: str, file: str, stop: Event) -> Iterator[None]:
-    """Wait until no other stage fetches the same address: two data sets have archives in common."""
+    """Hold a lock on `url` within this block: two data sets have archives in common."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(checksums.STORE / f".{hashlib.sha256(url.encode()).hexdigest()[:16]}.lock")
@@ -132,7 +132,7 @@ def _turn(url: str, file: str, stop: Event) -> Iterator[None]:
 
 
 def _by_hand(name: str, files: Mapping[str, Source]) -> list[str]:
-    """What a person can do about archives that no address gives: one sentence for each page."""
+    """Return how a person can get archives that could not be downloaded: one sentence for each page."""
     pages: dict[str, list[str]] = {}
     for file, source in files.items():
         if source.page is not None:
@@ -159,7 +159,7 @@ def _by_hand(name: str, files: Mapping[str, Source]) -> list[str]:
 
 
 def _put(file: Path, name: Path) -> None:
-    """A second name for a file of the store; a copy where the disk has no such thing."""
+    """Link a file of the store to `name`; copy it where the disk has no links."""
     if file.is_symlink():
         name.symlink_to(file.parent.absolute() / file.readlink())
         return
@@ -173,7 +173,7 @@ def _put(file: Path, name: Path) -> None:
 
 
 def _tell_unpublished(name: str, cfg: Download, known: ChecksumCache, new: set[str]) -> None:
-    """Say what nothing published vouches for, and warn where it is not what dvc.lock recorded for these settings."""
+    """Print the md5 of new archives that have no published checksum; warn where dvc.lock has another one."""
     unsure = [file for file in cfg.archives if file in new and not checksums.has_checksum(cfg.archives[file])]
     if not unsure:
         return
@@ -184,7 +184,7 @@ def _tell_unpublished(name: str, cfg: Download, known: ChecksumCache, new: set[s
         files = ", ".join(f"{file} (md5 {md5[file]})" for file in unsure)
         say(
             f"warning: {RAW / name}: md5 {now}, dvc.lock recorded {recorded} for the same settings; no checksum is "
-            f"published of {files}, and it has changed where it comes from"
+            f"published of {files}, and its source has changed"
         )
     elif not recorded:
         for file in unsure:
@@ -192,7 +192,7 @@ def _tell_unpublished(name: str, cfg: Download, known: ChecksumCache, new: set[s
 
 
 def _recorded(name: str, cfg: Download) -> tuple[str, int]:
-    """md5 and number of files of data/raw/<name> in dvc.lock; "" where that was made with other settings."""
+    """Return md5 and number of files of data/raw/<name> in dvc.lock; "" where it was made with other settings."""
     import yaml
 
     try:

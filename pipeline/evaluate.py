@@ -1,8 +1,8 @@
 """Stage `evaluate`: a trained model on the validation images -> metrics/<data>/<experiment>.json, predictions/.
 
-Of an experiment that repeats another from a further seed the metrics go to metrics/seeds/<data>/.
+Metrics of an experiment that repeats another with a further seed go to metrics/seeds/<data>/.
 
-One pass over the images answers every protocol that the tables ask of this model.
+One pass over the images evaluates every protocol that the tables need for this model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from refinenet.metrics import Confusion, Counts, Rule, alternatives, bootstrap, 
 if TYPE_CHECKING:
     from refinenet.inference.predictor import Predictor
 
-# The official tools' rules, where they are not the paper's; their scores stand beside it.
+# Official tools with another rule than the paper's; their scores are stored as `alternatives`.
 OFFICIAL: Mapping[str, Rule] = {"cityscapes": "cityscapes", "ade20k": "ade20k"}
 
 # Cityscapes' categories (cityscapesScripts, labels.py) of the classes that are scored.
@@ -47,7 +47,7 @@ CATEGORIES: Mapping[str, Sequence[str]] = {
 
 
 def triptych(sample: Sample, prediction: Array, palette: Sequence[RGB]) -> Image.Image:
-    """Image | truth | prediction, side by side."""
+    """Return image | truth | prediction (H x W uint8) side by side."""
     assert sample.label is not None
     gap = np.full((sample.image.shape[0], GAP, 3), 255, np.uint8)
     parts = [sample.image, gap, colour(sample.label, palette), gap, colour(prediction, palette)]
@@ -55,10 +55,17 @@ def triptych(sample: Sample, prediction: Array, palette: Sequence[RGB]) -> Image
 
 
 def summary(data: str, classes: Sequence[str], counts: Counts, per_image: Counts, seed: int) -> dict[str, Any]:
-    """The scores of one protocol as they stand in the metrics file: fractions, None for classes not in the truth.
+    """Return the scores of one protocol for the metrics file: fractions, None for classes not in the truth.
 
-    `interval`: 95 %, over images drawn anew (`refinenet.metrics.bootstrap`). `alternatives`: what the official tool of
-    Cityscapes or ADE20K says, by its rule; the category IoU of Cityscapes beside it.
+    `interval`: 95 %, bootstrap over images with the weights fixed. `alternatives`: the scores of the official tool of
+    Cityscapes or ADE20K, with Cityscapes' category IoU.
+
+    Args:
+        data: the data set.
+        classes: their names.
+        counts: confusion matrix of the set, classes x (classes + 1).
+        per_image: N x 3 x classes, from `Confusion.per_image`.
+        seed: of the bootstrap.
     """
     result = scores(counts)
     interval = bootstrap(per_image, seed=seed)
@@ -78,7 +85,7 @@ def summary(data: str, classes: Sequence[str], counts: Counts, per_image: Counts
 
 
 def batches(sizes: Integers, most: int) -> list[list[int]]:
-    """The images of each size, height and width of N x 2, in batches of at most `most`; the first image comes first."""
+    """Group images of one size into batches of at most `most` indices. sizes: N x 2, height and width."""
     of_size: dict[tuple[int, ...], list[int]] = {}
     for index, size in enumerate(sizes.tolist()):
         of_size.setdefault(tuple(size), []).append(index)
@@ -86,7 +93,7 @@ def batches(sizes: Integers, most: int) -> list[list[int]]:
 
 
 def run(name: str) -> None:
-    """Evaluate the experiment `name` as settings.json says."""
+    """Evaluate the experiment `name` with its settings in settings.json."""
     cfg = resolve.load("evaluate", name)
     data = Path("data") / cfg.data
     split = Split(data / "val.arrow")
@@ -172,7 +179,7 @@ def run(name: str) -> None:
         with atomic_folder(target) as folder:
             for image_name, picture in pictures:
                 picture.save(folder / f"{image_name.replace('/', '_')}.png", optimize=True)
-            # Plain .npy files: an .npz carries the time it was written at.
+            # Plain .npy files: an .npz contains the time it was written.
             for protocol, table in counts.items():
                 np.save(folder / f"confusion-{protocol}.npy", table)
         with atomic_file(Path("metrics", *(["seeds"] if cfg.of else []), cfg.data, f"{name}.json")) as part:
@@ -182,7 +189,7 @@ def run(name: str) -> None:
 
 
 def memory(trained: Predictor) -> dict[str, float]:
-    """The most bytes that tensors took on the GPU; nothing on a CPU."""
+    """Return the peak bytes of tensors on the GPU; empty on a CPU."""
     import torch
 
     return {"memory_bytes": torch.cuda.max_memory_allocated(trained.device)} if trained.device.type == "cuda" else {}

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     line = argparse.ArgumentParser(
         "python -m pipeline.export",
         description=__doc__,

@@ -43,7 +43,7 @@ say; transparent pixels count as white; of an animation the first frame is taken
 is done, and the exit code is 1.
 """
 
-# Looked for in folders; a file that is named itself may have any suffix. HEIC, so that a phone's folder is not "empty".
+# Searched for in folders; a file named on the command line may have any suffix. HEIC: to report that it is unsupported.
 SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in "jpg jpeg jfif mpo png webp gif bmp tif tiff ppm pgm pnm jp2 avif heic heif".split()  # noqa: SIM905
@@ -51,16 +51,16 @@ SUFFIXES = frozenset(
 
 
 class Found(NamedTuple):
-    """An image to label: where it is, and its name in the folder that was asked for."""
+    """An image to label: its path, and its name relative to the folder on the command line."""
 
     path: Path
     name: Path
 
 
 def find(arguments: Sequence[str], skip: Sequence[Path]) -> tuple[list[Found], list[str]]:
-    """The images that the command line means, each once, in its order, folders sorted; and what is wrong with it.
+    """Return the images that the command line names, each once, in its order, folders sorted; and error lines.
 
-    "-" is a list on stdin. Hidden files and the folders `skip` (earlier results) are not looked into.
+    "-" is a list on stdin. Hidden files and the folders `skip` (earlier results) are ignored.
     """
     found: dict[str, Found] = {}
     wrong: list[str] = []
@@ -82,16 +82,16 @@ def find(arguments: Sequence[str], skip: Sequence[Path]) -> tuple[list[Found], l
 
 
 def _listed() -> list[str]:
-    """The paths on stdin: one a line, or separated by NUL (`find -print0`)."""
+    """Return the paths on stdin: one a line, or separated by NUL (`find -print0`)."""
     data = sys.stdin.buffer.read()
     lines = data.split(b"\0") if b"\0" in data else data.splitlines()
     return [os.fsdecode(line) for line in lines if line.strip()]
 
 
 def names(found: Sequence[Found]) -> list[Path]:
-    """For each image its name under OUTPUT, without a suffix; no two are equal.
+    """Return for each image its name under OUTPUT, without a suffix; all different.
 
-    If two would be, all names start at the folder that the images have in common. If two still would be (a.jpg beside
+    Where two would be equal, all names are relative to the images' common folder. Where two are still equal (a.jpg and
     a.png), all keep their suffix.
     """
     short = [image.name.with_suffix("") for image in found]
@@ -105,12 +105,12 @@ def names(found: Sequence[Found]) -> list[Path]:
 
 
 def read_image(path: Path) -> Array:
-    """The image as it is meant to be seen: H x W x 3 uint8 RGB, upright. UserError where it is not a whole image."""
+    """Read an image upright: H x W x 3 uint8 RGB. Raises UserError where it is not a whole image."""
     try:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of size (an error comes at twice that), of odd metadata
+            warnings.simplefilter("ignore")  # about size (twice that is an error) and odd metadata
             with Image.open(path) as picture:
                 return as_seen(picture)
     except UserError:
@@ -131,11 +131,13 @@ def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if count else "cpu"))
     except RuntimeError:
-        raise UserError(f"--device {name}: no device of PyTorch's, expected cpu, cuda or cuda:N") from None
+        raise UserError(f"--device {name}: not a device of PyTorch, expected cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: not tried, expected cpu, cuda or cuda:N")
+        raise UserError(f"--device {name}: not supported, expected cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(f"--device {name}: PyTorch finds {count} GPUs here; without --device it takes what there is")
+        raise UserError(
+            f"--device {name}: PyTorch finds {count} GPUs here; without --device one is used if there is one"
+        )
     return device
 
 
@@ -146,11 +148,11 @@ def _write(target: Path, picture: Image.Image, kind: str, **options: Any) -> Non
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        raise UserError(f"{target}: a longer name than this disk takes") from None
+        raise UserError(f"{target}: the name is too long for this disk") from None
 
 
 def run(options: argparse.Namespace) -> None:
-    """Label what `options` (of `parser`) names; UserError with a count where some of it could not be done."""
+    """Label what `options` (of `parser`) names. Raises UserError with a count where some images failed."""
     output: Path = options.output or Path("predictions/photos") / options.model.stem
     labels, overlays = output / "labels", output / "overlays"
     found, wrong = find(options.images, (labels, overlays))
@@ -160,7 +162,7 @@ def run(options: argparse.Namespace) -> None:
     targets = [(Path(f"{labels / name}.png"), Path(f"{overlays / name}.jpg")) for name in names(found)]
     for target in (path for pair in targets for path in pair):
         if os.path.realpath(target) in inputs:
-            raise UserError(f"{target}: an image to label, and the result would be written over it; choose --output")
+            raise UserError(f"{target}: the result would overwrite an image to label; set --output")
     if not found:
         raise UserError("no image to label" if wrong else "an empty list, expected paths of images")
 
@@ -209,7 +211,7 @@ def _scales(text: str) -> tuple[float, ...]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         "python -m pipeline.predict",
         description=__doc__,
@@ -237,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     line = parser()
     options = line.parse_intermixed_args(arguments)
     if options.short_edge and not 1 <= options.short_edge[0] <= options.short_edge[1]:

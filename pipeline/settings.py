@@ -1,9 +1,9 @@
-"""params.yaml + profiles/<profile>.yaml -> settings.json: every value that this run uses, resolved and checked.
+"""Stage `settings`: params.yaml + profiles/<profile>.yaml -> settings.json, every value that this run uses, checked.
 
-This is the first stage of the graph. Each later stage names the one key of settings.json that it reads
-(`train.voc-res101`), so that a change in a profile reruns what it touches and nothing else, and a profile can be ten
-lines that say only where it differs from another one (`base: mini`). JSON, because DVC reads the file once for each
-stage and its YAML reader takes 0.2 s for it.
+This is the first stage of the graph. Each later stage depends on the one key of settings.json that it reads
+(`train.voc-res101`), so that a change in a profile reruns only what it affects, and a profile can be ten lines that
+state only how it differs from another one (`base: mini`). JSON, because DVC reads the file once for each stage and its
+YAML reader takes 0.2 s for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from refinenet.errors import UserError
 
 
 def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """The first host of every archive that is not in place yet and has to come over a network."""
+    """Yield the host of every archive that is not on this machine yet and has to be downloaded."""
     for name, download in settings["download"].items():
         for file, source in download["archives"].items():
             url = urlsplit(source["url"])
@@ -38,7 +38,7 @@ def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """UserError, before anything is written, where this machine lacks what the profile needs: a GPU, a network."""
+    """Raise UserError, before anything is written, where this machine lacks a needed GPU, package or network."""
     profile = PROFILES / f"{read_params().profile}.yaml"
     here = "PIPELINE_ELSEWHERE" not in os.environ  # the head of a cluster needs no GPU (pipeline/graph.py)
     if here and any(str(s["device"]).startswith("cuda") for s in settings["train"].values()):
@@ -50,7 +50,8 @@ def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
             missing = True
         if missing:
             raise UserError(
-                f"{profile}: trains on a GPU (device: cuda) and this machine has none; `profile: mini` needs none"
+                f"{profile}: device is cuda, but this machine has no GPU; `profile: mini` needs none, and "
+                "PIPELINE_ELSEWHERE=1 in the environment lets you prepare data here"
             )
     crf = [name for name, s in settings["evaluate"].items() if any(p["crf"] for p in s["protocols"].values())]
     if crf and importlib.util.find_spec("pydensecrf") is None:
@@ -62,12 +63,12 @@ def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
             problem = f"{profile}: downloads from {host}, which cannot be reached ({error})"
             if not any(download["own"] for download in settings["download"].values()):
                 raise UserError(problem) from None
-            print(f"warning: {problem}; one's own data does without its archives", file=sys.stderr)
+            print(f"warning: {problem}; your own data does not need its archives", file=sys.stderr)
             return
 
 
 def run() -> None:
-    """Write settings.json."""
+    """Resolve params.yaml and the profile, check this machine, write settings.json."""
     settings = resolve()
     check_machine(settings)
     for file in sorted(Path("metrics/seeds").glob("*/*.json")):

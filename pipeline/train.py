@@ -1,9 +1,10 @@
 """Stage `train`: one experiment -> models/<experiment>.safetensors and curves/<experiment>.csv.
 
-A pretraining ends in weights/<pretraining>.safetensors instead, where experiments start. Killed at any moment and
-started again it goes on from checkpoints/<experiment>/ and ends in the same bytes; a SIGTERM ends it with exit code 75
-after a last checkpoint. With `train: {num_processes: 2}` in the profile it trains on two GPUs. An experiment whose
-finished weights the profile names (`models`) is not trained: they are converted, and the curve has no points.
+A pretraining is written to weights/<pretraining>.safetensors instead, from where experiments start. An interrupted
+training resumes from checkpoints/<experiment>/ when you repeat the command, and the result is bit-identical; a SIGTERM
+ends it with exit code 75 after a last checkpoint. With `train: {num_processes: 2}` in the profile it trains on two
+GPUs. An experiment whose finished weights the profile names (`models`) is not trained: they are converted, and the
+curve has no points.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def run(name: str) -> None:
-    """Train the experiment or pretraining `name` as settings.json says."""
+    """Train the experiment or pretraining `name` with its settings in settings.json."""
     cfg = resolve.load("train", name)
     start = Path("weights") / f"{cfg.start}.safetensors"
     if cfg.source is not None:
@@ -53,7 +54,7 @@ def run(name: str) -> None:
     stretches = cfg.phases or (PhaseSettings(((cfg.data, "train"),), cfg.recipe.steps),)
     parts = {(data, split): Split(Path("data") / data / f"{split}.arrow") for p in stretches for data, split in p.parts}
     schema = Split(Path("data") / cfg.data / "train.arrow").schema
-    ConcatSplits([Split(Path("data") / cfg.data / "train.arrow"), *parts.values()])  # complains of other classes
+    ConcatSplits([Split(Path("data") / cfg.data / "train.arrow"), *parts.values()])  # raises where classes differ
 
     import torch
 
@@ -84,7 +85,7 @@ def run(name: str) -> None:
         track("train", name, cfg.data, params, inputs, checkpoints) as log,
         progress.bar(name, "image", total=steps * cfg.recipe.batch_size, disable=not together.first) as bar,
     ):
-        # Of all that the result depends on: a checkpoint of anything else is no place to go on from.
+        # A digest of everything that the result depends on: training resumes only from a checkpoint with the same one.
         digests = {str(path): dvc_md5(path) for path in inputs.values()} if together.first else {}
         payload = json.dumps([asdict(cfg), digests, versions], sort_keys=True)
         fingerprint = hashlib.sha256(payload.encode()).hexdigest()
@@ -99,7 +100,7 @@ def run(name: str) -> None:
                 return
             now = time.perf_counter()
             values = {"loss": done.point.loss, "lr": done.point.lr}
-            if before:  # the first interval also has what is done once
+            if before:  # the first interval includes one-time work
                 values["images_per_second"] = (done.step - before) * cfg.recipe.batch_size / (now - at)
             values |= device_load(device)
             before, at = done.step, now
@@ -130,17 +131,20 @@ def run(name: str) -> None:
 
 
 def skip_pretraining(name: str, start: Path) -> None:
-    """A pretraining that the profile has no phases for trains nothing: who starts from it starts from its start."""
+    """Copy the initial weights as the result of a pretraining for which the profile has no phases."""
     if not start.is_file():
         raise UserError(f"{start}: no such file; `python -m pipeline.weights {start.stem}` makes it")
     write_curve(name, [])
     with atomic_file(Path("weights") / f"{name}.safetensors") as part:
         shutil.copyfile(start, part)
-    print(f"{name}: no phases in the profile, {start} is passed on")
+    print(f"{name}: no phases in the profile, {start} is copied")
 
 
 def import_finished_weights(name: str, cfg: Train, source: Source) -> None:
-    """Convert the finished weights of the experiment `name`. All but the backbone of its network is as in the file."""
+    """Convert the finished weights of the experiment `name`; all network settings but the backbone are the file's.
+
+    Raises UserError where `source` has another network or classes.
+    """
     data, backbone = Path("data") / cfg.data, cfg.network["backbone"]
     classes = Split(data / "train.arrow").schema.classes
 
@@ -166,7 +170,7 @@ def import_finished_weights(name: str, cfg: Train, source: Source) -> None:
 
 
 def write_curve(name: str, points: Iterable[Point]) -> None:
-    """Write curves/<name>.csv; without a point it has its header only."""
+    """Write curves/<name>.csv; without points only its header."""
     with atomic_file(Path("curves") / f"{name}.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("step", "loss", "lr"))

@@ -1,10 +1,10 @@
-"""Look whether the files that DVC keeps still hold what they held: it goes by their times and rights, not by content.
+"""Verify the checksums of all files in DVC's cache and of all outputs; DVC itself trusts file times.
 
     python -m pipeline.verify
 
-reads the whole cache and all outputs once. What a disk, a copy that broke off or a hand has damaged is named, removed
-from the cache, and in the working folder given a new time, so that DVC looks at it again: `dvc pull` or `dvc repro`
-then brings it back.
+reads the whole cache and all outputs once. Files damaged by a disk, an interrupted copy or an edit are listed. In the
+cache they are removed; in the working folder they get a new time, so that DVC checks them again: `dvc pull` or
+`dvc repro` then restores them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from refinenet.errors import UserError
 
 
 def broken_objects(cache: Path) -> list[Path]:
-    """The files of a cache (.dvc/cache/files/md5) whose md5 is not their name; what is being written is passed over."""
+    """Return the files of a cache (.dvc/cache/files/md5) whose md5 is not their name; skip those being written."""
     broken = []
     objects = sorted(path for path in cache.glob("??/*") if not path.name.startswith("."))
     with bar("cache", "file", total=len(objects)) as progress:
@@ -34,7 +34,7 @@ def broken_objects(cache: Path) -> list[Path]:
 
 
 def changed_outputs(repo: Any) -> list[Path]:
-    """The cached outputs of `repo` (dvc.repo.Repo) that are there and are not what dvc.lock says."""
+    """Return the cached outputs of `repo` (dvc.repo.Repo) that exist and differ from dvc.lock."""
     outs = [out for out in repo.index.outs if out.use_cache and out.hash_info and Path(out.fs_path).exists()]
     changed = []
     with bar("outputs", "output", total=len(outs)) as progress:
@@ -46,14 +46,14 @@ def changed_outputs(repo: Any) -> list[Path]:
 
 
 def run() -> None:
-    """Check all; UserError where anything is broken, once DVC has been made to see it."""
+    """Check everything; make DVC notice what is broken, then raise UserError."""
     from dvc.repo import Repo
 
     repo = Repo(".")
     objects = broken_objects(Path(repo.cache.local.path))
     for path in objects:
         path.unlink()
-        print(f"{path}: was not what its name says, removed")
+        print(f"{path}: its md5 is not its name, removed")
     outputs = changed_outputs(repo)
     for output in outputs:
         for path in (output, *output.rglob("*")):
@@ -63,7 +63,7 @@ def run() -> None:
         raise UserError(
             f"DVC's cache: {len(objects)} broken; not as dvc.lock says: {named}; `dvc pull` or `dvc repro` restores it"
         )
-    print("every file is as DVC knows it")
+    print("all files match dvc.lock")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def test_each_stage_has_its_images_and_goes_on_from_the_one_before(
 def test_without_phases_the_start_is_passed_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choose({**TINY, "datasets": {"voc": {"phases": {"pretrain": [], "train": []}, "train": {"steps": 2}}}})
     train.run(EARLY)
-    assert "weights/resnet101.safetensors is passed on" in capsys.readouterr().out
+    assert "weights/resnet101.safetensors is copied" in capsys.readouterr().out
     start = Path("weights/resnet101.safetensors").read_bytes()
     assert Path(f"weights/{EARLY}.safetensors").read_bytes() == start
     assert steps(EARLY) == []

@@ -253,7 +253,7 @@ def test_a_missing_gpu_or_network_is_said_before_anything_is_written(
         raise OSError(name)
 
     monkeypatch.setattr("ctypes.CDLL", no_driver)
-    with pytest.raises(UserError, match=r"trains on a GPU \(device: cuda\) and this machine has none"):
+    with pytest.raises(UserError, match="device is cuda, but this machine has no GPU"):
         settings.run()
 
     monkeypatch.setattr("socket.getaddrinfo", no_network)
