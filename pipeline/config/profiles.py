@@ -21,7 +21,7 @@ _OWN = ("prepare", "rendered", "network", "train", "evaluate", "phases")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError where it is missing, broken or no mapping."""
+    """Read a YAML file with a mapping. Raises UserError where it is missing, broken or not a mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -34,12 +34,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_params() -> Params:
-    """params.yaml; UserError where a key is unknown or a value is not what it should be."""
+    """Read params.yaml. Raises UserError for an unknown key or an invalid value."""
     return build(Params, read_yaml(PARAMS), str(PARAMS))
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, key by key; where one of the two is no mapping, `over` wins."""
+    """Merge `over` into a copy of `base`, key by key; where one of the two values is not a mapping, `over` wins."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -48,6 +48,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_profile(name: str) -> tuple[Profile, str]:
+    """Read profiles/<name>.yaml merged with its bases; return it and its path for messages. Raises UserError."""
     path = PROFILES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -61,7 +62,7 @@ def read_profile(name: str) -> tuple[Profile, str]:
         under = read_yaml(PROFILES / f"{base}.yaml")
         if not isinstance(values.get("sources", {}), dict):
             raise UserError(f"{path}: sources is {values['sources']!r}, expected data sets and their archives")
-        # Sources of one data set are replaced as a whole: a base's archives have no place beside others.
+        # Sources of one data set are replaced as a whole: a base's archives must not mix with others.
         sources = {**under.get("sources", {}), **values.get("sources", {})}
         values = {**merge(under, values), "sources": sources, **({"base": under["base"]} if "base" in under else {})}
     profile = build(Profile, values, str(path))
@@ -81,7 +82,7 @@ def read_profile(name: str) -> tuple[Profile, str]:
 
 
 def bases(name: str) -> Iterator[str]:
-    """The profiles below this one: its base, the base of that, and so on."""
+    """Yield the profiles below this one: its base, the base of that, and so on."""
     while (base := read_yaml(PROFILES / f"{name}.yaml").get("base")) is not None:
         yield base
         name = base

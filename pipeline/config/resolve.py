@@ -1,8 +1,4 @@
-"""params.yaml and the profile it names, resolved: stage -> name -> the values that this stage reads.
-
-A later stage names one key of settings.json (`train.voc-res101`), so that a change in a profile reruns what it touches
-and nothing else, and a profile can be ten lines that say only where it differs from another one (`base: mini`).
-"""
+"""Resolve params.yaml and the profile it names: stage -> name -> the values that this stage reads."""
 
 from __future__ import annotations
 
@@ -35,10 +31,10 @@ SETTINGS = Path("settings.json")
 
 
 def resolve() -> dict[str, dict[str, Any]]:
-    """Stage -> name -> the settings that this stage reads, from params.yaml and the profile it names.
+    """Return stage -> name -> settings, from params.yaml and the profile it names. Raises UserError.
 
-    A training that a base of the profile gives in the same way, down to its data, carries the name of that one: what
-    was trained before there was a profile on top of it stays as it is.
+    A training whose settings and data are the same in a base of the profile gets the base's name as `profile`: it need
+    not be repeated because of a profile on top.
     """
     params = read_params()
     settings = _resolve(params)
@@ -51,20 +47,20 @@ def resolve() -> dict[str, dict[str, Any]]:
             seeds = {k: v for k, v in params.seeds.items() if v.data not in without}
             under = _resolve(replace(params, profile=base, own=mine, experiments=experiments, seeds=seeds))
         except UserError:
-            continue  # a base need not have all that params.yaml names
+            continue  # a base need not have everything that params.yaml names
         for name in under["train"]:
-            if _behind(name, under) == _behind(name, settings):
+            if _dependencies(name, under) == _dependencies(name, settings):
                 for stage in ("train", "evaluate"):
                     settings[stage].get(name, {}).update(profile=base)
     return settings
 
 
-def _behind(name: str, settings: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """All settings that the results of the training `name` depend on."""
+def _dependencies(name: str, settings: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """Return all settings that the results of the training `name` depend on."""
     train, evaluate = ({**settings[stage].get(name, {}), "profile": None} for stage in ("train", "evaluate"))
     data = sorted({train["data"], *(part[0] for phase in train["phases"] for part in phase["parts"])})
     start = train["start"]
-    first = settings["weights"][start] if start in settings["weights"] else _behind(start, settings)
+    first = settings["weights"][start] if start in settings["weights"] else _dependencies(start, settings)
     return [train, evaluate, first, *(settings[stage][one] for one in data for stage in ("download", "prepare"))]
 
 
@@ -75,7 +71,7 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
     for model in profile.models:
         if model not in params.experiments:
             expected = ", ".join(params.experiments)
-            raise UserError(f"{where}: models.{model} is no experiment of {PARAMS}, expected one of {expected}")
+            raise UserError(f"{where}: models.{model} is not an experiment of {PARAMS}, expected one of {expected}")
     for data in params.datasets:
         own = profile.datasets.get(data, {})
         source = profile.sources.get(data)
@@ -152,7 +148,18 @@ def _check_seed(name: str, again: Seed, params: Params, profile: Profile) -> Non
 
 
 def training_settings(name: str, training: Training, params: Params, profile: Profile, where: str) -> dict[str, Any]:
-    """What `train` is told of the experiment or pretraining `name`."""
+    """Return the settings of `train` for the experiment or pretraining `name`.
+
+    Args:
+        name: its row in params.yaml.
+        training: the row.
+        params: params.yaml.
+        profile: the profile, merged with its bases.
+        where: the profile's path, for messages.
+
+    Raises:
+        UserError: the row names unknown data, weights or settings.
+    """
     early = isinstance(training, Pretraining)
     row = f"{PARAMS}: {'pretrainings' if early else 'experiments'}.{name}"
     known = (*params.datasets, *params.own)
@@ -175,7 +182,7 @@ def training_settings(name: str, training: Training, params: Params, profile: Pr
     network = asdict(build(Config, values, f"{where}: network of {name}"))
     del network["classes"]
     recipe = merge(merge(profile.train, own.get("train", {})), training.train)
-    # Without a pretraining the experiment is all there is to it, and the whole training set is its own.
+    # An experiment without a pretraining trains on the whole training set, in one phase.
     phases = own.get("phases", {}).get("pretrain" if early else "train", []) if early or first else []
     allowed = {training.data, training.also} if isinstance(training, Pretraining) else {training.data}
     for data, _ in (tuple(part) for phase in phases for part in phase.get("parts", [])):
@@ -196,7 +203,7 @@ def training_settings(name: str, training: Training, params: Params, profile: Pr
 
 
 def _plain(value: Any) -> Any:
-    """Only what JSON has: tuples become lists."""
+    """Return `value` with JSON's types only: tuples become lists."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
@@ -225,7 +232,7 @@ def load(stage: Literal["evaluate"], name: str) -> Evaluate: ...
 
 
 def load(stage: str, name: str) -> Any:
-    """The settings of one stage, from settings.json. UserError for a name that params.yaml does not know."""
+    """Read the settings of one stage from settings.json. Raises UserError for a name that params.yaml does not have."""
     try:
         entries = json.loads(SETTINGS.read_text(encoding="utf-8"))[stage]
     except FileNotFoundError:

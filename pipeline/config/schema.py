@@ -1,4 +1,4 @@
-"""What params.yaml, profiles and settings.json may hold: typed and frozen; an unknown key is an error that names it."""
+"""Types of params.yaml, profiles and settings.json; an unknown key is an error that names it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from refinenet.errors import UserError
 class Source:
     """Where one archive comes from. `url`: https://, http:// or file://; `mirrors` are tried after it, in order.
 
-    `size` in bytes. A checksum that is None is not published (see the profile's comments); of one that is published
-    in part, as the sha256 in torchvision's file names, the first 8 digits or more are enough.
+    `size` in bytes. A checksum that is None is not published (see the profile's comments); the first 8 digits of a
+    sha256 are enough, as in torchvision's file names.
 
-    `page`: where a person gets the file, told where no address gives it. `login`: the account that the address asks
-    for; its name and password are in the environment. `optional`: without the file the stage goes on.
+    `page`: where a person gets the file, printed when no address works. `login`: the account that the address needs;
+    its name and password are in the environment. `optional`: the stage goes on without the file.
     """
 
     url: str
@@ -42,14 +42,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Package:
-    """Weights that an installed Python package carries (pipeline/convert/imagenet.py knows which)."""
+    """Weights that an installed Python package contains (pipeline/convert/imagenet.py has the list)."""
 
     package: str
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Archives drawn instead of fetched (pipeline/synthetic): how many images, how large, from which seed."""
+    """Synthetic archives instead of downloads (pipeline/synthetic): number of images, size in pixels, seed."""
 
     train: int = 28
     val: int = 12
@@ -62,9 +62,9 @@ class Rendered:
 class Folder:
     """A user's own data set: a folder of images, a folder of masks under the same names, and what the values mean.
 
-    `classes`: their names, in the order of the indices. A mask is a PNG: with `colours` a colour picture, one colour a
-    class; without, grey or palette, whose values are the indices. `void`: the value (or the colour) that is neither
-    trained on nor scored, None: there is none. `train`, `val`: lists of image names, one a line; without them
+    `classes`: their names, in the order of the indices. A mask is a PNG: with `colours` an RGB image, one colour a
+    class; without, grey or palette, whose values are the indices. `void`: the value (or the colour) that is ignored in
+    training and scores, None: there is none. `train`, `val`: lists of image names, one a line; without them
     `val_share` of the images are drawn with `seed`. Paths may have `~` and `${NAME}`.
     """
 
@@ -81,7 +81,7 @@ class Folder:
 
 
 def check_folder(name: str, about: Folder) -> None:
-    """Raise UserError where the settings of a user's own data set `name` contradict themselves."""
+    """Raise UserError where the settings of a user's own data set `name` contradict each other."""
     where, classes = f"own.{name}", about.classes
     if not 0 < len(classes) < IGNORE_INDEX:
         raise UserError(f"{where}: {len(classes)} classes, expected 1 to {IGNORE_INDEX - 1}")
@@ -96,7 +96,7 @@ def check_folder(name: str, about: Folder) -> None:
         if isinstance(about.void, tuple):
             raise UserError(f"{where}: void is the colour {list(about.void)}, expected a value: there are no colours")
         if about.void is not None and not len(classes) <= about.void <= 255:
-            raise UserError(f"{where}: void is {about.void}, expected {len(classes)} to 255: below are the classes")
+            raise UserError(f"{where}: void is {about.void}, expected {len(classes)} to 255: lower values are classes")
         return
     if len(about.colours) != len(classes):
         raise UserError(f"{where}: {len(about.colours)} colours, expected {len(classes)}, one for each class")
@@ -114,7 +114,7 @@ def check_folder(name: str, about: Folder) -> None:
 class Download:
     """Settings of `download`: exactly one of the first three is given. `archives`: official file name -> source.
 
-    `mirror`: folders in which archives are looked for before any address is asked.
+    `mirror`: folders that are searched for archives before downloading.
     """
 
     rendered: Rendered | None = None
@@ -133,7 +133,7 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Weights:
-    """Settings of `weights`: what the backbone starts from. Without a source it is a seeded, untrained start."""
+    """Settings of `weights`, the initial weights of a backbone. Without a source they are drawn from `seed`."""
 
     backbone: str
     stem: int = 64
@@ -143,9 +143,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class PhaseSettings:
-    """One stretch of a training: `steps` steps on `parts` together, each a data set and a split: ("coco", "train").
+    """A phase of a training: `steps` steps on `parts` together, each a data set and a split: ("coco", "train").
 
-    The rate starts anew, at `lr` (None: the recipe's), and so does the momentum.
+    The learning rate starts again at `lr` (None: the recipe's), the momentum at 0.
     """
 
     parts: tuple[tuple[str, str], ...]
@@ -159,13 +159,13 @@ class PhaseSettings:
 
 @dataclass(frozen=True)
 class Train:
-    """Settings of `train`. `network`: `refinenet.config.Config` but for the classes, which the data decides.
+    """Settings of `train`. `network`: `refinenet.config.Config` without the classes, which come from the data.
 
     `start`: weights/<start>.safetensors, of a backbone or of a pretraining. `target`: the folder of the result;
-    a pretraining's is "weights". `phases`: what is trained on, one after the other; together they have the recipe's
-    steps. An experiment without any trains on all of its data set's "train"; a pretraining without any trains nothing,
-    the file of its start is passed on under its name. `dtype`: of the written weights. `source`: finished weights,
-    which are brought in instead of training.
+    a pretraining's is "weights". `phases`: run one after the other; together they have the recipe's steps. An
+    experiment without phases trains on its data set's "train"; a pretraining without phases trains nothing, the file of
+    its start is copied under its name. `dtype`: of the written weights. `source`: finished weights, which are converted
+    instead of training.
     """
 
     data: str
@@ -184,13 +184,12 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Settings of `evaluate`. `protocols`: name in the tables -> how to test; `pictures`: how many are kept.
+    """Settings of `evaluate`. `protocols`: name in the tables -> how to test; `pictures`: how many images are kept.
 
-    `of`: the experiment that this one repeats from another seed, which is the training's, as `seed` is; None: it
-    repeats none.
+    `of`: the experiment that this one repeats with another seed; None: it repeats none. `seed` is the training's.
     `tile`: side, in pixels of the scaled image, above which it is cut into overlapping tiles. `batch_size`: images of
-    one size that go through the network together. `precision`, `channels_last`, `compile`: as of a training. `fast`:
-    norms folded into the convolutions, on a CPU in float32 also Winograd's (refinenet/inference/fast.py).
+    one size in a batch. `precision`, `channels_last`, `compile`: as for a training. `fast`: norms folded into the
+    convolutions, on a CPU in float32 also Winograd's convolution (refinenet/inference/fast.py).
     """
 
     data: str
@@ -218,14 +217,14 @@ class Evaluate:
             raise UserError(f"evaluate.tile is {self.tile} pixels a side, expected {SMALLEST_TILE} or more")
 
     def predictor_settings(self) -> dict[str, Any]:
-        """Return what `refinenet.inference.predictor.Predictor` takes by name."""
+        """Return the keyword arguments of `refinenet.inference.predictor.Predictor`."""
         names = ("average", "precision", "tile", "fast", "channels_last", "compile")
         return {name: getattr(self, name) for name in names} | {"resizing": Resizing(self.input_scale, self.short_edge)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A row of params.yaml: what sets a training apart. `network` and `train` change the profile's values."""
+    """A row of params.yaml: how a training differs. `network` and `train` override the profile's values."""
 
     data: str
     start: str
@@ -237,9 +236,9 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Training):
-    """A training that is evaluated; `evaluate` changes the profile's values, too.
+    """A training that is evaluated; `evaluate` overrides the profile's values, too.
 
-    `start`: the backbone whose weights it starts from, or a pretraining, whose whole network it goes on with.
+    `start`: the backbone whose weights it starts from, or a pretraining, whose whole network it continues.
     """
 
     evaluate: Mapping[str, Any] = field(default_factory=dict)
@@ -247,9 +246,9 @@ class Experiment(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining(Training):
-    """A training on `data` and, before, on `also` as well, which ends in weights/ and is where others start.
+    """A training on `data` and, before that, on `also`, too; its result in weights/ is where experiments start.
 
-    What it is trained on, how long, is in the profile: datasets.<data>.phases.pretrain; without that it is passed over.
+    Its phases are in the profile: datasets.<data>.phases.pretrain; without phases it is skipped.
     """
 
     also: str
@@ -257,7 +256,7 @@ class Pretraining(Training):
 
 @dataclass(frozen=True)
 class Seed:
-    """A row of params.yaml: the experiment `of` once more, from `seed`. Data and start are as of the experiment."""
+    """A row of params.yaml: the experiment `of` again with `seed`; data and start are the experiment's."""
 
     of: str
     seed: int
@@ -285,9 +284,8 @@ class Profile:
 
     `sources`: for each data set `rendered`, or file name -> source. `mirror`: folders that have archives already.
     `own`: the user's own data sets. `weights`: for each backbone `seeded`, a source or a package. `models`: experiment
-    -> finished weights, which it takes instead of training. `datasets`: what differs for one data set, under the keys
-    `prepare`, `rendered`, `network`, `train`, `evaluate` and `phases`, which has those of its `pretrain` and its
-    `train`.
+    -> finished weights, used instead of training. `datasets`: what differs for one data set, under the keys `prepare`,
+    `rendered`, `network`, `train`, `evaluate` and `phases` (of its `pretrain` and its `train`).
     """
 
     title: str
@@ -322,7 +320,7 @@ STAGES: Mapping[str, type] = {
     "evaluate": Evaluate,
 }
 
-# Not keys: how pydantic calls the kinds of which a value may be one.
+# Names of pydantic's union members, which are not keys.
 _KINDS = ("Source", "Package", "Cascade", "int")
 
 _T = TypeVar("_T")
@@ -330,7 +328,7 @@ _T = TypeVar("_T")
 
 @cache
 def _checker(kind: Hashable) -> Any:
-    """Pydantic's reader of the dataclass `kind`, which refuses unknown keys; made once, a run reads dozens."""
+    """Return pydantic's validator of the dataclass `kind`, which forbids unknown keys; cached, a run uses it often."""
     from pydantic import ConfigDict, TypeAdapter
 
     for known in (
@@ -355,14 +353,14 @@ def _checker(kind: Hashable) -> Any:
 
 
 def build(kind: type[_T], values: object, where: str) -> _T:
-    """Make a settings object; UserError names `where`, the key and what was expected."""
+    """Validate `values` as a settings object. Raises UserError with `where`, the key and what was expected."""
     from pydantic import ValidationError
 
     try:
         made: _T = _checker(cast(Hashable, kind)).validate_python(values)
         return made
     except ValidationError as error:
-        # Of "a word, or a mapping" both are told; what went further in is what was meant.
+        # For "a word or a mapping" there is an error for each; the deeper one is about what the user meant.
         first = max(error.errors(), key=lambda item: len(item["loc"]))
         key = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part not in _KINDS)
         if first["type"] == "unexpected_keyword_argument":
@@ -370,5 +368,5 @@ def build(kind: type[_T], values: object, where: str) -> _T:
         if first["type"] in ("missing", "missing_argument"):
             raise UserError(f"{where}: key {key} is missing") from None
         raise UserError(f"{where}: {key} is {first['input']!r}: {first['msg']}") from None
-    except UserError as error:  # of a __post_init__, which does not know what file its values are from
+    except UserError as error:  # of a __post_init__, which does not know the file of its values
         raise UserError(f"{where}: {error}") from None

@@ -1,4 +1,4 @@
-"""Copies of archives that this machine has already: found, checked once, given a second name instead of fetched."""
+"""Checksums of archives, computed once and remembered."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ STORE = Path("data/archives")  # <data set>/<file>: what was fetched, or links t
 MEMORY = ".verified.json"
 CHUNK = 1 << 20
 LARGE = 1 << 28  # bytes; reading more takes long enough for a bar
-SETTLED = 100_000_000  # ns. Of a file that was written more recently the time alone does not tell a later change.
+SETTLED = 100_000_000  # ns; a change right after a more recent write could have the same file time
 NEVER = Event()
 
 
 class CopyError(Exception):
-    """What is wrong with one copy or one address, in one line; another one may do."""
+    """What is wrong with one copy or one address, in one line; the next one is tried."""
 
 
 class StoppedError(Exception):
-    """Ctrl-C in the main thread: work in the others ends."""
+    """Ctrl-C in the main thread: the other threads stop."""
 
 
 def say(line: str) -> None:
-    """A line for the user, between the bars."""
+    """Print a line on stderr without breaking the progress bars."""
     tqdm.write(line, file=sys.stderr)
 
 
 def digests(path: Path, kinds: Sequence[str], stop: Event = NEVER) -> dict[str, str]:
-    """Checksums of a file in hexadecimal digits, all from one reading; `kinds` as hashlib calls them."""
-    # Said to be no security, or machines in FIPS mode refuse md5.
+    """Return checksums of a file in hexadecimal digits, read once; `kinds` are hashlib's names."""
+    # usedforsecurity=False: machines in FIPS mode refuse md5 otherwise.
     sums = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
     size = path.stat().st_size
     buffer = memoryview(bytearray(CHUNK))
@@ -58,16 +58,16 @@ def digests(path: Path, kinds: Sequence[str], stop: Event = NEVER) -> dict[str, 
 
 
 def first_line() -> dict[str, Any]:
-    """Where no bars are drawn, tqdm must not move the cursor for those that run at the same time."""
+    """Return tqdm's arguments that keep it from moving the cursor where no bars are drawn."""
     return {} if sys.stderr.isatty() else {"position": 0}
 
 
 class ChecksumCache:
-    """Checksums taken before, so that an unchanged store of archives is not read again at every run.
+    """Known checksums, so that unchanged archives are not read again at every run. Thread-safe.
 
-    `file` (JSON) keeps them: absolute path -> size, mtime_ns, inode, checksums, origin. They count as long as the first
-    three are the file's own. Of other data sets' files their memory is read, too. Without a `file` all is forgotten at
-    the end. Threads may share one. `wrong`: copies that have been told of and passed over.
+    `file` (JSON) stores them: absolute path -> size, mtime_ns, inode, checksums, origin. They are valid as long as the
+    first three are the file's. For other data sets' archives their files are read, too. Without a `file` nothing is
+    kept. `wrong`: copies that were reported and skipped.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -77,18 +77,18 @@ class ChecksumCache:
         self._entries = _read(file)
 
     def recorded(self, path: Path) -> Mapping[str, Any]:
-        """What was once noted of this path, whether or not the file has changed since."""
+        """Return what was noted for this path, whether or not the file has changed since; {} if nothing."""
         absolute = path.absolute()
         with self._lock:
             if (entry := self._entries.get(str(absolute))) is not None:
                 return entry
-        beside = path.parent / MEMORY
-        if path.parent.parent == STORE and beside != self._file:
-            return _read(beside).get(str(absolute), {})
+        other = path.parent / MEMORY
+        if path.parent.parent == STORE and other != self._file:
+            return _read(other).get(str(absolute), {})
         return {}
 
     def valid(self, path: Path) -> Mapping[str, Any]:
-        """What was noted of the file, if it has not changed since."""
+        """Return what was noted for the file, if it has not changed since; else {}."""
         entry = self.recorded(path)
         return entry if _state(path).items() <= entry.items() else {}
 
@@ -118,22 +118,29 @@ def _read(file: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def has_checksum(source: Source) -> bool:
-    """Whether a checksum of the file is published."""
+    """Return whether a checksum of the file is published."""
     return source.md5 is not None or source.sha256 is not None
 
 
 def verify(path: Path, source: Source, known: ChecksumCache, stop: Event = NEVER) -> dict[str, str]:
-    """The checksums of `path`, its md5 where none is published. Raises CopyError where size or a checksum differs."""
+    """Return the checksums of `path`, its md5 where none is published. Raises CopyError where size or checksum differ.
+
+    Args:
+        path: the file.
+        source: what is published of it.
+        known: checksums of unchanged files; the result is noted there.
+        stop: when it is set, StoppedError is raised.
+    """
     size = path.stat().st_size
     if source.size is not None and size != source.size:
         raise CopyError(f"{size} bytes found, {source.size} expected")
     published = {"sha256": source.sha256, "md5": source.md5}
-    wanted = [kind for kind, value in published.items() if value is not None]
+    kinds = [kind for kind, value in published.items() if value is not None]
     state, before = _state(path), known.valid(path)
-    found = {kind: before[kind] for kind in wanted or ["md5"] if kind in before}
-    if missing := [kind for kind in wanted or ["md5"] if kind not in found]:
+    found = {kind: before[kind] for kind in kinds or ["md5"] if kind in before}
+    if missing := [kind for kind in kinds or ["md5"] if kind not in found]:
         found |= digests(path, missing, stop)
-    for kind in wanted:
+    for kind in kinds:
         expected = published[kind]
         if expected is not None and not found[kind].startswith(expected.lower()):
             raise CopyError(f"{kind} {found[kind]} found, {expected} expected")
@@ -143,5 +150,5 @@ def verify(path: Path, source: Source, known: ChecksumCache, stop: Event = NEVER
 
 
 def digest(path: Path, kind: str) -> str:
-    """Checksum of a file in hexadecimal digits; `kind` as hashlib calls it."""
+    """Return the checksum of a file in hexadecimal digits; `kind` is hashlib's name."""
     return digests(path, (kind,))[kind]

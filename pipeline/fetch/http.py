@@ -1,4 +1,4 @@
-"""One file from one address over HTTP, however often the connection breaks."""
+"""Resumable download of one file from one address over HTTP; budget of disk space."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from refinenet.errors import UserError
 if TYPE_CHECKING:
     from pipeline.config.schema import Source
 
-PIECE = 1 << 16  # read from the network at a time; what a broken connection can lose
-ATTEMPTS = 6  # in a row that bring nothing new
+PIECE = 1 << 16  # bytes read at a time; a broken connection loses at most one piece
+ATTEMPTS = 6  # in a row without a new byte
 BACKOFF = 1.0  # seconds before the second attempt; doubled each time, 30 at most
-PATIENCE = 300.0  # seconds at most that a server may ask for (Retry-After)
+PATIENCE = 300.0  # seconds; longest wait that a server's Retry-After can ask for
 TIMEOUT = (15, 60)  # seconds: to connect; between two pieces
 PERMANENT = (400, 401, 403, 404, 405, 410, 451)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """One file from one address over HTTP."""
+    """The download of one file from one address over HTTP; `room`: what the other downloads to this disk need."""
 
     url: str
     source: Source
@@ -42,15 +42,16 @@ class Transfer:
 
     @property
     def partial(self) -> Path:
+        """Return the path of the incomplete file."""
         return partial_of(self.target)
 
     @property
     def origin(self) -> Path:
-        """Address, entity tag and size of what `partial` is the beginning of."""
+        """Return the path of the file that has address, entity tag and total size of `partial`."""
         return origin_of(self.target)
 
     def run(self) -> dict[str, str]:
-        """Bring the file to its target; returns its checksums."""
+        """Download the file to its target and return its checksums. Raises CopyError, or StoppedError when stopped."""
         import requests
         from requests.exceptions import InvalidSchema, InvalidURL, SSLError, TooManyRedirects
         from urllib3.exceptions import HTTPError
@@ -78,7 +79,7 @@ class Transfer:
                 except CopyError as wrong:
                     forget(self.target)
                     reason, damaged = str(wrong), damaged + 1
-                    # Two halves of different files, or damage on the way, which TLS would have noticed: from the start,
+                    # Parts of two different files, or damage in transit, which TLS would have detected: start again,
                     # once.
                     if damaged > 1 or not (resumed or self.url.startswith("http://")):
                         raise
@@ -94,7 +95,7 @@ class Transfer:
         raise CopyError(f"{reason} ({failures} attempts)")
 
     def _stream(self, session: Any) -> bool:
-        """Append to the partial file what is still missing. True: it holds bytes of an earlier attempt."""
+        """Download the missing part of the partial file; return whether it has bytes of an earlier attempt."""
         import requests
 
         size, checked = self.source.size, checksums.has_checksum(self.source)
@@ -105,7 +106,7 @@ class Transfer:
         if old_url != self.url:
             tag = ""
         if not checked and not tag:
-            have = 0  # nothing would tell whether the two halves belong together
+            have = 0  # nothing could show whether the two parts are of one file
         if have and have == size:
             return True
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -124,12 +125,12 @@ class Transfer:
             length = response.headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else None
             if response.status_code == 206:
-                # Asked for from `have` on, and of the file that the first part is of; a server may send less of it.
+                # It must start at `have` and be of the same file as the first part; a server may send less.
                 given = re.fullmatch(rf"bytes {have}-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
                 changed = given is None or (old_total and given[2] not in ("*", old_total))
                 if changed or (not checked and _tag(response) != tag):
                     forget(self.target)
-                    raise requests.ConnectionError("another range, or of another file, than asked for")
+                    raise requests.ConnectionError("the server sent another range, or a part of a changed file")
                 assert given is not None
                 total = int(given[2]) if given[2] != "*" else total and have + total
             else:
@@ -139,12 +140,12 @@ class Transfer:
             if size is not None and total is not None and total != size:
                 raise CopyError(f"{total} bytes offered, {size} expected")
             if total is None and size is None and not checked and "Transfer-Encoding" not in response.headers:
-                raise CopyError("no length told, no checksum published: nothing would tell whether it is whole")
+                raise CopyError("no size and no checksum is known, so a broken download could not be detected")
             total = total if total is not None else size
             if total is not None:
                 self.room.expect((self.target, total))
             if not have:
-                self.partial.unlink(missing_ok=True)  # before the tag, which must never vouch for older bytes
+                self.partial.unlink(missing_ok=True)  # before the tag is written, which must not describe older bytes
             self.origin.write_text(f"{self.url}\n{_tag(response)}\n{'' if total is None else total}")
             done = self._pour(response, have, total)
             if total is not None and done < total:
@@ -152,7 +153,7 @@ class Transfer:
         return have > 0
 
     def _pour(self, response: Any, have: int, total: int | None) -> int:
-        """Write what comes; the bytes that the partial file then has."""
+        """Write the response to the partial file; return its size in bytes."""
         bar = progress.bar(
             self.target.name,
             "B",
@@ -164,7 +165,7 @@ class Transfer:
         )
         done = have
         with bar, self.partial.open("ab" if have else "wb") as file:
-            # decode_content=False: some servers call a .tgz "Content-Encoding: gzip", and would have it unpacked
+            # decode_content=False: some servers send a .tgz as "Content-Encoding: gzip", and it would be unpacked
             for chunk in response.raw.stream(PIECE, decode_content=False):
                 if self.stop.is_set():
                     raise StoppedError
@@ -184,7 +185,7 @@ class Transfer:
 
 
 class _BusyError(Exception):
-    """An answer that may be another one later; `seconds`: what the server asks to wait before."""
+    """A response that is worth a retry; `seconds`: how long the server asks to wait first."""
 
     def __init__(self, response: Any) -> None:
         super().__init__(f"{response.status_code} {response.reason}")
@@ -201,27 +202,30 @@ def _until(date: str) -> float:
 
 
 def _tag(response: Any) -> str:
-    """What tells this content of an address from a later one: a strong entity tag, or the time of its last change."""
+    """Return what identifies this version of the content: a strong entity tag, or the time of its last change."""
     tag = str(response.headers.get("ETag", ""))
     return tag if tag and not tag.startswith("W/") else str(response.headers.get("Last-Modified", ""))
 
 
 def partial_of(target: Path) -> Path:
+    """Return where the incomplete download of `target` is kept."""
     return target.with_name(f".{target.name}.partial")
 
 
 def origin_of(target: Path) -> Path:
+    """Return the file with address, entity tag and total size of the incomplete download."""
     return target.with_name(f".{target.name}.partial.from")
 
 
 def forget(target: Path) -> None:
-    """Remove what has come of `target` so far."""
+    """Remove the incomplete download of `target`."""
     for left in (partial_of(target), origin_of(target)):
-        if left.exists():  # on a disk that cannot be written, unlink fails for a missing file too
+        if left.exists():  # on a read-only disk unlink fails for a missing file, too
             left.unlink()
 
 
 def size_of(path: Path) -> int:
+    """Return the size of a file in bytes; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
@@ -237,32 +241,32 @@ def _plain(error: Exception) -> str:
 
 
 class DiskBudget:
-    """What the downloads to one disk still need, against what is free on it. Threads share one."""
+    """Compares what the downloads to one disk still need with what is free on it. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = Lock()
-        self._wanted: dict[Path, tuple[str, int]] = {}  # partial file -> name and bytes of the whole one
+        self._expected: dict[Path, tuple[str, int]] = {}  # partial file -> name and size in bytes of the complete one
 
-    def expect(self, *wanted: tuple[Path, int]) -> None:
-        """Count on these files, (target, bytes) each; UserError where all that is still missing does not fit."""
+    def expect(self, *files: tuple[Path, int]) -> None:
+        """Reserve space for these files, (target, bytes) each. Raises UserError where what is missing does not fit."""
         with self._lock:
-            self._wanted |= {partial_of(target): (target.name, size) for target, size in wanted}
-            missing = {name: max(0, size - size_of(partial)) for partial, (name, size) in self._wanted.items()}
+            self._expected |= {partial_of(target): (target.name, size) for target, size in files}
+            missing = {name: max(0, size - size_of(partial)) for partial, (name, size) in self._expected.items()}
             free = shutil.disk_usage(self._folder).free
             if sum(missing.values()) <= free:
                 return
-            for target, _ in wanted:
-                del self._wanted[partial_of(target)]
-        files = ", ".join(name for name, size in missing.items() if size)
-        raise UserError(f"{self._folder}: {amount(sum(missing.values()))} needed for {files}, {amount(free)} free")
+            for target, _ in files:
+                del self._expected[partial_of(target)]
+        names = ", ".join(name for name, size in missing.items() if size)
+        raise UserError(f"{self._folder}: {amount(sum(missing.values()))} needed for {names}, {amount(free)} free")
 
     def settled(self, target: Path) -> None:
-        """Count on this file no more: it has come, or will not."""
+        """Release the space of this file: it is complete, or has failed."""
         with self._lock:
-            self._wanted.pop(partial_of(target), None)
+            self._expected.pop(partial_of(target), None)
 
 
 def amount(size: int) -> str:
-    """A number of bytes for people: 1.85GB."""
+    """Format a number of bytes for people: 1.85GB."""
     return str(tqdm.format_sizeof(size, "B"))

@@ -1,4 +1,4 @@
-"""Copies of archives that this machine has already: found, checked once, given a second name instead of fetched."""
+"""Copies of archives that are already on this machine: found, verified once, linked instead of downloaded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.fetch.checksums import NEVER, STORE, ChecksumCache, CopyError, has
 if TYPE_CHECKING:
     from pipeline.config.schema import Source
 
-INCOMING = Path("data/incoming")  # <data set>/<file>: what a person put in place
+INCOMING = Path("data/incoming")  # <data set>/<file>: archives that a person downloaded
 
 
 def folder(entry: str) -> Path | None:
-    """A path or file:// address with `~`, `$NAME` and `${NAME}` filled in; None where a name is not set."""
+    """Expand `~`, `$NAME` and `${NAME}` in a path or file:// address; None where a variable is not set."""
     path = os.path.expandvars(entry)
     if "$" in path:
         return None
@@ -26,15 +26,15 @@ def folder(entry: str) -> Path | None:
 
 
 def in_store(name: str, file: str) -> list[Path]:
-    """Where other data sets than `name` may have an archive of theirs under this name."""
+    """Return where other data sets than `name` may have an archive of this file name."""
     others = sorted(STORE.iterdir()) if STORE.is_dir() else []
     return [other / file for other in others if other.is_dir() and other.name != name]
 
 
 def candidate_paths(name: str, file: str, mirror: Sequence[str] = ()) -> Iterator[Path]:
-    """Where a copy of an archive of the data set `name` may lie, other than in its own folder of the store.
+    """Yield where a copy of an archive of the data set `name` may be, other than in its own folder of the store.
 
-    A mirror whose name has an environment variable that is not set is left out.
+    A mirror with an environment variable that is not set is skipped.
     """
     yield from in_store(name, file)
     for entry in mirror:
@@ -47,10 +47,18 @@ def candidate_paths(name: str, file: str, mirror: Sequence[str] = ()) -> Iterato
 def link_local_copy(
     name: str, source: Source, target: Path, places: Iterable[Path], known: ChecksumCache, stop: Event = NEVER
 ) -> bool:
-    """Give the first right copy among `candidate_paths` the name `target`; False: there is none.
+    """Link the first valid copy to `target`; return False where there is none.
 
-    A wrong copy is passed over with a line that names it. What nothing vouches for is taken from a mirror or by hand,
-    and from another data set only where it came from the same address: its name alone says little.
+    A wrong copy is skipped with a warning. A file without a published checksum is accepted from a mirror or
+    data/incoming, and from another data set only if it was downloaded from the same address.
+
+    Args:
+        name: the data set.
+        source: size and checksums of the file.
+        target: the new link, in the store.
+        places: `candidate_paths`.
+        known: remembers checksums and wrong copies.
+        stop: when it is set, StoppedError is raised.
     """
     for copy in places:
         if copy in known.wrong or not copy.is_file():
@@ -61,7 +69,7 @@ def link_local_copy(
         try:
             found = verify(copy, source, known, stop)
         except (CopyError, OSError) as reason:
-            say(f"warning: {copy}: {reason}; passed over")
+            say(f"warning: {copy}: {reason}; skipped")
             known.wrong.add(copy)
             continue
         link(copy, target)
@@ -73,9 +81,9 @@ def link_local_copy(
 
 
 def link(copy: Path, target: Path) -> None:
-    """Give a file a second name: a hard link below data/, a symbolic link to an absolute path outside.
+    """Link a file to `target`: a hard link for files in the store or data/incoming, else an absolute symbolic link.
 
-    What lies outside is the user's own and may be on another disk; what lies in data/incoming may be tidied up.
+    Files outside are the user's own and may be on another disk; files in data/incoming may be deleted later.
     """
     target.unlink(missing_ok=True)
     real = copy.resolve()
@@ -83,6 +91,6 @@ def link(copy: Path, target: Path) -> None:
         try:
             os.link(real, target)
             return
-        except OSError:  # a disk without such links, or a folder that lies on another one
+        except OSError:  # a disk without hard links, or a folder on another disk
             pass
     target.symlink_to(real if copy.is_symlink() else copy.absolute())

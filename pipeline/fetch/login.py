@@ -1,4 +1,4 @@
-"""Logging in where archives are handed out to accounts only: Cityscapes, as the official csDownload does it."""
+"""Log in where archives need an account: Cityscapes, as the official csDownload does it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pipeline.fetch.checksums import CopyError
 if TYPE_CHECKING:
     from requests import Session
 
-# A password goes to its own site and to no mirror.
+# A password is sent to its own site only, never to a mirror.
 HOSTS = {"cityscapes": "www.cityscapes-dataset.com"}
 TIMEOUT = (15, 60)  # seconds: to connect; to answer
 
 
 def log_in(session: Session, account: str, url: str) -> None:
-    """Give the session the cookies that `url` asks for; nothing is done for another site than the account's.
+    """Log the session in to the account's site; does nothing where `url` is on another site.
 
     Name and password are CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD, or what csDownload has stored. Raises CopyError
-    where there are none or the site refuses them, requests' errors where it does not answer.
+    where there are none or the site rejects them, requests' errors where it does not answer.
     """
     import requests
 
@@ -38,12 +38,12 @@ def log_in(session: Session, account: str, url: str) -> None:
     answer = session.post(login, data=form, allow_redirects=False, timeout=TIMEOUT)
     if answer.status_code == 429 or answer.status_code >= 500:
         raise requests.ConnectionError(f"{answer.status_code} {answer.reason}")
-    if answer.status_code != 302:  # a page that says so; who is logged in is led on
-        raise CopyError(f"{HOSTS[account]} does not know this name and password")
+    if answer.status_code != 302:  # a login that succeeds is redirected, one that fails gets a page
+        raise CopyError(f"{HOSTS[account]} does not accept this name and password")
 
 
 def variables(account: str) -> tuple[str, str]:
-    """The environment variables of an account's name and password."""
+    """Return the environment variables of an account's name and password."""
     return f"{account.upper()}_USERNAME", f"{account.upper()}_PASSWORD"
 
 

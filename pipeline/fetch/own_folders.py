@@ -1,15 +1,15 @@
-"""A user's own data set, packed: folders and lists -> data/raw/<name>/<name>.zip, as if it were an official archive.
+"""Pack a user's own data set: folders and lists -> data/raw/<name>/<name>.zip, used like an official archive.
 
     classes.txt               the class list, one name a line
     train.txt, val.txt        image names, one a line; only those that the profile names
     images/<name>.<suffix>    .jpg, .jpeg or .png
     masks/<name>.png
 
-A name is the path below the folder without its suffix, "field/0001": a folder's structure is kept and part of the name.
+A name is the path below the folder without its suffix, "field/0001": the folder structure is part of the name.
 The same files give the same bytes, whatever their times and the order in which the disk lists them.
 
-The folders lie outside the graph, so neither engine sees a change in them. `outdated` does: by names and sizes, and by
-content where a file's time is not the one that it had when it was packed.
+The folders are outside the graph, so neither engine sees a change in them. `outdated` does: by names and sizes, and by
+content where a file's time has changed since it was packed.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 IMAGES, MASKS = (".jpg", ".jpeg", ".png"), (".png",)
 CHUNK = 1 << 20
-_TIME = (1980, 1, 1, 0, 0, 0)  # of every member: the first that a zip can say
+_TIME = (1980, 1, 1, 0, 0, 0)  # of every member: the earliest that a zip can store
 
 
 def place(text: str) -> Path:
-    """A path of the profile: `~` and `${NAME}` replaced. UserError where a variable is not set."""
+    """Expand `~` and `${NAME}` in a path of the profile. Raises UserError where a variable is not set."""
     path = os.path.expandvars(text)
     if "$" in path:
         raise UserError(f"{text}: an environment variable in it is not set")
@@ -46,9 +46,9 @@ def place(text: str) -> Path:
 
 
 def _below(top: Path, suffixes: tuple[str, ...], without: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The files below `top` by name: those with one of the suffixes, and one of another kind for each name.
+    """Return the files below `top` by name: those with one of the suffixes, and those of other kinds.
 
-    Hidden files are passed over, and the folder `without`, which may lie inside; linked folders are followed.
+    Hidden files and the folder `without`, which may be inside, are ignored; linked folders are followed.
     """
     if not top.is_dir():
         raise UserError(f"{top}: no such folder")
@@ -73,11 +73,11 @@ def _below(top: Path, suffixes: tuple[str, ...], without: Path) -> tuple[dict[st
 
 
 def _raise(error: OSError) -> None:
-    raise error  # os.walk passes over a folder that it may not read
+    raise error  # os.walk ignores a folder that it cannot read
 
 
 def _name(path: Path) -> str:
-    # Composed characters, as most systems and all lists have them: macOS takes letters and accents apart.
+    # NFC, as most systems and lists have names: macOS separates letters and accents.
     name = unicodedata.normalize("NFC", path.with_suffix("").as_posix())
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
         raise UserError(f"{str(path)!r}: expected a name in UTF-8 and without control characters")
@@ -85,7 +85,7 @@ def _name(path: Path) -> str:
 
 
 def _listed(text: str, images: Mapping[str, Path], top: Path) -> list[str]:
-    """The names in a list, with or without their suffix; UserError where an image is missing or there twice."""
+    """Return the names in a list, in which suffixes are optional. Raises UserError for a missing or repeated image."""
     file = place(text)
     try:
         lines = decode.text(file.read_bytes(), str(file))
@@ -107,10 +107,10 @@ def _listed(text: str, images: Mapping[str, Path], top: Path) -> list[str]:
 
 
 def contents(about: Folder) -> dict[str, bytes | Path]:
-    """Member of the archive -> its text, or the file that it is a copy of; in the archive's order.
+    """Return member of the archive -> its text or the file to copy, in the archive's order.
 
-    With both lists only the images in them count; a mask belongs to each image that counts. With one, the images that
-    it does not have make the other split. UserError, in one line, for what does not fit together.
+    With both lists only the images in them are packed, with their masks. With one list, the other images are the other
+    split. Raises UserError where images, masks and lists do not match.
     """
     tops = {"images": place(about.images), "masks": place(about.masks)}
     if tops["images"].resolve() == tops["masks"].resolve():
@@ -121,8 +121,8 @@ def contents(about: Folder) -> dict[str, bytes | Path]:
     lists = {split: _listed(text, images, tops["images"]) for split, text in given.items()}
     if len(lists) == 2 and (both := sorted(set(lists["train"]) & set(lists["val"]))):
         raise UserError(f"{about.val}: {both[0]!r} is in {about.train}, too, expected no image in both lists")
-    wanted = sorted({name for names in lists.values() for name in names} if len(lists) == 2 else images)
-    for image in wanted:
+    packed_names = sorted({name for names in lists.values() for name in names} if len(lists) == 2 else images)
+    for image in packed_names:
         if image not in masks:
             there = f" (there is {strange_masks[image]})" if image in strange_masks else ""
             raise UserError(f"{images[image]}: no mask {tops['masks'] / image}.png{there}")
@@ -131,8 +131,8 @@ def contents(about: Folder) -> dict[str, bytes | Path]:
         raise UserError(f"{masks[mask]}: no image {tops['images'] / mask}.jpg, .jpeg or .png{there}")
     packed: dict[str, bytes | Path] = {"classes.txt": _lines(about.classes)}
     packed |= {f"{split}.txt": _lines(names) for split, names in lists.items()}
-    packed |= {f"images/{name}{images[name].suffix.lower()}": images[name] for name in wanted}
-    return packed | {f"masks/{name}.png": masks[name] for name in wanted}
+    packed |= {f"images/{name}{images[name].suffix.lower()}": images[name] for name in packed_names}
+    return packed | {f"masks/{name}.png": masks[name] for name in packed_names}
 
 
 def _lines(names: tuple[str, ...] | list[str]) -> bytes:
@@ -144,19 +144,19 @@ def _archive(name: str, raw: Path) -> Path:
 
 
 def _times(raw: Path) -> Path:
-    """Beside the archive and not in it: another copy of the same data has other times."""
+    """Return the file with file times, next to the archive: another copy of the same data has other times."""
     return raw.with_name(f"{raw.name}.times.json")
 
 
 def pack(name: str, about: Folder, raw: Path) -> None:
-    """Bring `raw`/<name>.zip up to date; untouched where it is. UserError for what the user can put right."""
+    """Update `raw`/<name>.zip where the folders have changed. Raises UserError for what the user can fix."""
     archive = _archive(name, raw)
     if archive.is_file() and not _here(about):
-        print(f"{name}: {about.images} is not here, going on with {archive}")
+        print(f"{name}: {about.images} is not on this machine, using {archive}")
         return
     packed = contents(about)
     if not _differs(packed, raw, archive):
-        print(f"{name}: nothing new in {about.images} and {about.masks}")
+        print(f"{name}: no change in {about.images} and {about.masks}")
         return
     files = {member: path for member, path in packed.items() if isinstance(path, Path)}
     stats = {member: path.stat() for member, path in files.items()}
@@ -170,7 +170,7 @@ def pack(name: str, about: Folder, raw: Path) -> None:
         zipfile.ZipFile(_archive(name, part), "w") as target,
     ):
         for member, content in packed.items():
-            # Stored: photographs and PNGs are compressed, and what zlib makes of texts depends on its version.
+            # Stored: photographs and PNGs are compressed already, and zlib's output depends on its version.
             info = zipfile.ZipInfo(member, _TIME)
             info.create_system, info.external_attr = 3, 0o644 << 16
             if isinstance(content, bytes):
@@ -189,7 +189,7 @@ def pack(name: str, about: Folder, raw: Path) -> None:
 
 
 def outdated(name: str, about: Folder, raw: Path) -> bool:
-    """Whether `pack` would make another archive, or say what is wrong with the folders."""
+    """Return whether `pack` would write another archive, or raise an error about the folders."""
     archive = _archive(name, raw)
     try:
         if archive.is_file() and not _here(about):
@@ -200,7 +200,7 @@ def outdated(name: str, about: Folder, raw: Path) -> bool:
 
 
 def _here(about: Folder) -> bool:
-    """Whether the user's folders are on this machine: a colleague may have pulled the archive alone."""
+    """Return whether the user's folders are on this machine: `dvc pull` brings the archive only."""
     try:
         return place(about.images).exists()
     except UserError:

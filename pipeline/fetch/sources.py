@@ -1,4 +1,4 @@
-"""Official archives, fetched: whole and verified, or not at all."""
+"""Fetch official archives: verified and complete, or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.config.schema import Source
 from pipeline.fetch import checksums, local
 from pipeline.fetch.checksums import NEVER, ChecksumCache, CopyError
 from pipeline.fetch.http import DiskBudget, Transfer, forget
@@ -27,16 +26,24 @@ def fetch(
     room: DiskBudget | None = None,
     stop: Event = NEVER,
 ) -> None:
-    """Bring the file of `source` to `target`, which appears only when size and checksum are right.
+    """Fetch the file of `source` to `target`, which appears only when size and checksum are right.
 
     Addresses are `source.url`, then its mirrors. `$NAME` and `${NAME}` in them are environment variables.
     file:// takes an absolute path (file:///mnt/voc/x.tar), one below the home folder (file://~/voc/x.tar) or one
     relative to the working folder, which is the project's root (file://../voc/x.tar); `target` becomes a link to it.
 
-    A download goes on where it stopped, also after the process was killed: what has come lies in
-    `.<name>.partial` beside the target, together with `.<name>.partial.from` (address and entity tag of its origin).
-    A `target` that exists already is checked and kept. Raises UserError in one line with each address's reason, and
-    StoppedError when `stop` is set. `known` remembers checksums, `room` the other downloads to the same disk.
+    A download resumes where it stopped, also after the process was killed, from `.<name>.partial` next to the target
+    and `.<name>.partial.from` (address and entity tag of its origin). A `target` that exists is verified and kept.
+
+    Args:
+        source: addresses, size and checksums.
+        target: the file to make.
+        known: remembers checksums.
+        room: space that other downloads to the same disk need.
+        stop: when it is set, StoppedError is raised.
+
+    Raises:
+        UserError: no address works; one line with the reason for each.
     """
     known = known if known is not None else ChecksumCache()
     if already_there(source, target, known, stop):
@@ -60,9 +67,9 @@ def fetch(
 
 
 def already_there(source: Source, target: Path, known: ChecksumCache, stop: Event = NEVER) -> bool:
-    """Whether `target` is there and right. What is wrong under this name is removed, with a line that says so."""
+    """Return whether `target` exists and is valid. An invalid file of this name is removed with a warning."""
     if not target.is_file():
-        target.unlink(missing_ok=True)  # a link to what is gone
+        target.unlink(missing_ok=True)  # a dangling link
         return False
     before = known.recorded(target)
     origin = before.get("origin") or source.url
@@ -70,14 +77,14 @@ def already_there(source: Source, target: Path, known: ChecksumCache, stop: Even
         found = checksums.verify(target, source, known, stop)
         if not checksums.has_checksum(source):
             if before.get("md5", found["md5"]) != found["md5"]:
-                raise CopyError(f"md5 {found['md5']} found, {before['md5']} when it came")
+                raise CopyError(f"md5 {found['md5']} found, {before['md5']} when it was downloaded")
             if "://" in origin and origin not in (source.url, *source.mirrors):
                 raise CopyError(f"comes from {origin}, no checksum published")
     except CopyError as reason:
         checksums.say(f"warning: {target}: {reason}; {'link ' if target.is_symlink() else ''}removed")
         target.unlink()
         return False
-    forget(target)  # of a download killed between its last rename and the tidying up
+    forget(target)  # left by a download that was killed right after its rename
     return True
 
 
@@ -105,10 +112,10 @@ _T = TypeVar("_T")
 
 
 def run_parallel(jobs: Mapping[str, Callable[[], _T]], stop: Event) -> tuple[dict[str, _T], dict[str, UserError]]:
-    """Do the jobs, AT_ONCE at a time: what they return, and the UserErrors of those that failed.
+    """Run the jobs, AT_ONCE at a time; return their results, and the UserErrors of those that failed.
 
-    One that fails does not stop the others, other errors than a UserError are raised once all have ended. Ctrl-C sets
-    `stop` and does not wait for an answer of a server.
+    A job that fails does not stop the others; errors other than UserError are raised once all have ended. Ctrl-C sets
+    `stop` and does not wait for a server.
     """
     waiting = deque(jobs.items())
     results: dict[str, _T] = {}

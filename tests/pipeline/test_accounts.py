@@ -89,7 +89,7 @@ def test_without_a_right_password_one_line_says_what_to_do(
     line = str(caught.value)
     assert "\n" not in line
     assert SECRET not in line
-    assert ("needs an account" if password is None else "does not know this name and password") in line
+    assert ("needs an account" if password is None else "does not accept this name and password") in line
     assert line.endswith(
         f"By hand: take a.zip (md5 {MD5}) and b.zip (md5 {MD5}) from {page} and put them into "
         "data/incoming/cityscapes/; or set CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD, "

@@ -179,7 +179,7 @@ FAILURES: dict[str, tuple[Answer, Source, str]] = {
     "no length, nothing published": (
         lambda handler, n: (handler.head(200), handler.wfile.write(DATA[:1000]))[0],
         Source(""),
-        r"nothing would tell whether it is whole",
+        r"a broken download could not be detected",
     ),
     "stalled": (stall, Source("", len(DATA), MD5), r"no answer in time \(6 attempts\)"),
 }

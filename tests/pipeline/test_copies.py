@@ -83,7 +83,7 @@ def test_a_wrong_copy_is_passed_over_and_named_once(tmp_path: Path, capsys: pyte
     assert not take(RIGHT, *mirrors[:2], known=known)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert lines[0] == f"warning: {short}: 299999 bytes found, 300000 expected; passed over"
+    assert lines[0] == f"warning: {short}: 299999 bytes found, 300000 expected; skipped"
     assert lines[1].startswith(f"warning: {damaged}: md5 ")
     assert damaged.read_bytes() == DATA[::-1], "a user's file is never touched"
 
@@ -160,7 +160,7 @@ def test_what_has_no_checksum_is_kept_while_it_is_as_it_came(capsys: pytest.Capt
     os.utime(TARGET)
     time.sleep(0.001)
     assert not sources.already_there(BARE, TARGET, ChecksumCache(memory))
-    assert f"{MD5} when it came" in capsys.readouterr().err
+    assert f"{MD5} when it was downloaded" in capsys.readouterr().err
 
     place(TARGET)
     ChecksumCache(memory).note(TARGET, {"md5": MD5}, "https://elsewhere.invalid/x.tar")

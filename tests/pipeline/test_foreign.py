@@ -572,7 +572,9 @@ def test_a_profile_names_finished_weights_and_packages(here: Path) -> None:
     assert resolve.load("train", "voc-res101").source == Source("file:///a.mat")
     assert resolve.load("train", "voc-res152").source is None
     assert resolve.load("weights", "resnet50").source == Package("some-package")
-    with pytest.raises(UserError, match=r"mine\.yaml: models\.voc-res11 is no experiment of params\.yaml, expected"):
+    with pytest.raises(
+        UserError, match=r"mine\.yaml: models\.voc-res11 is not an experiment of params\.yaml, expected"
+    ):
         resolved("models: {voc-res11: {url: file:///a.mat}}")
     with pytest.raises(UserError, match=r"mine\.yaml: key weights\.resnet50\.url is missing"):
         resolved("weights: {resnet50: {pack: some-package}}")

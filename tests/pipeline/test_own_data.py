@@ -230,7 +230,7 @@ def test_packed_again_only_when_the_content_has_changed(here: Path, capsys: pyte
     assert not own_folders.outdated("leaves", ABOUT, raw)
     capsys.readouterr()
     packed()
-    assert capsys.readouterr().out == "leaves: photos is not here, going on with raw/leaves.zip\n"
+    assert capsys.readouterr().out == "leaves: photos is not on this machine, using raw/leaves.zip\n"
 
 
 def test_places(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
