@@ -1,6 +1,6 @@
-"""Networks of MatConvNet in MATLAB files: what they hold, and their tensors under our names.
+"""Read MatConvNet's networks from MATLAB files, and convert their tensors to this project's names.
 
-By the code that writes the files:
+Contents of the files, from the code that writes them:
 
     imagenet-resnet-*-dag.mat   a DagNN as its saveobj.m leaves it: structs `layers` (name, type, inputs, outputs,
                                 params, block), `params` (name, value), `vars`, `meta` (normalization.averageImage)
@@ -27,7 +27,7 @@ from refinenet.errors import UserError
 
 Numbers = npt.NDArray[Any]
 
-EPSILON = 1e-5  # of the variance, already in the file's sigma; our norms add it again
+EPSILON = 1e-5  # already added to the variance in the file's sigma; our norms add it again
 
 _NETWORK = {"layers", "params"}
 _CONVOLUTION = {"filters", "biases"}
@@ -35,7 +35,7 @@ _HEAD = ("pool5", "fc1000", "prob")  # of the ImageNet networks, no part of a ba
 _PASSIVE = ("ReLU", "Sum", "DropOut", "Pooling", "My_sum_layer", "My_copy_layer")  # layers with nothing to convert
 
 
-# Layers of the ResNets -> names of ours. Stage 2 is 1 here; units are a, b, c ... or a, b1, b2 ...
+# Names of the ResNets' layers -> our names. Stage 2 is 1 here; units are a, b, c ... or a, b1, b2 ...
 def _unit(stage: str, letter: str, number: str) -> str:
     return f"backbones.0.layer{int(stage) - 1}.{int(number) if number else ord(letter) - ord('a')}"
 
@@ -88,15 +88,15 @@ class Network:
 
 
 def translate(layer: str) -> str | None:
-    """Our name of a convolution or batch norm of that name, None where it has none."""
+    """Return our name of a convolution or batch norm, None for an unknown one."""
     return next((ours(*found.groups()) for names, ours in _NAMES if (found := re.fullmatch(names, layer))), None)
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The networks of a file as one. `tensors`: numbers under our names; `geometry`: convolution -> (stride, padding).
+    """The networks of a file as one. `tensors`: arrays by our names; `geometry`: convolution -> (stride, padding).
 
-    `order` of the chained pooling, None without one; `mean` of the images the network was trained with, RGB.
+    `order`: of the chained pooling, None without one. `mean`: RGB of the images it was trained with, None if unknown.
     """
 
     tensors: Mapping[str, Numbers]
@@ -106,7 +106,7 @@ class Converted:
 
 
 def convert(path: Path) -> Converted:
-    """Read a file of MatConvNet's networks; UserError names the layer or parameter that is not as it has to be."""
+    """Read a file of MatConvNet's networks. Raises UserError, which names the layer or parameter that does not fit."""
     found = structs(path, _NETWORK, _CONVOLUTION)
     networks = [_network(struct, path) for struct in found if struct.keys() >= _NETWORK]
     convolutions = [struct for struct in found if struct.keys() >= _CONVOLUTION]
@@ -166,7 +166,7 @@ def _network(struct: Struct, path: Path) -> Network:
 
 
 def _parameters(network: Network, path: Path) -> Iterator[tuple[str, Numbers]]:
-    """The tensors of a network under our names."""
+    """Yield the tensors of a network under our names."""
     left = dict(network.values)
     for layer in network.layers:
         missing = [name for name in layer.params if name not in left]
@@ -197,12 +197,12 @@ def _parameters(network: Network, path: Path) -> Iterator[tuple[str, Numbers]]:
 
 
 def _filters(value: Numbers) -> Numbers:
-    """Height x width x in x out -> out x in x height x width. MATLAB drops final dimensions of 1."""
+    """Transpose height x width x in x out to out x in x height x width. MATLAB drops trailing dimensions of 1."""
     return value.reshape(value.shape + (1,) * (4 - value.ndim)).transpose(3, 2, 0, 1)
 
 
 def _mean(network: Network) -> tuple[float, float, float] | None:
-    """The mean colour of the images that the network was trained with, as far as the file says."""
+    """Return the mean RGB of the images that the network was trained with; None where the file has none."""
     normalization = network.meta.get("normalization")
     image = np.asarray(normalization.get("averageImage", ()) if isinstance(normalization, Mapping) else ())
     if image.dtype.kind not in "fiu" or not image.size or image.size % 3:
@@ -212,13 +212,13 @@ def _mean(network: Network) -> tuple[float, float, float] | None:
 
 
 def _numbers(layer: Layer, setting: str, default: list[int]) -> list[int]:
-    """A setting of a layer, one number for each side; it may have one for all."""
+    """Return a setting of a layer, one number for each side; the file may have one for all sides."""
     given = [int(number) for number in np.asarray(layer.block.get(setting, default)).ravel()]
     return given * len(default) if len(given) == 1 else given
 
 
 def _orders(network: Network, path: Path) -> Iterator[PoolOrder]:
-    """The order of convolution and pooling in each chain, by what the chain's first pooling works on."""
+    """Yield the order of convolution and pooling of each chain, from the input of its first pooling."""
     makers = {output: layer for layer in network.layers for output in layer.outputs}
     for layer in network.layers:
         if layer.kind == "Pooling" and (found := re.fullmatch(r"mflow_conv_g\d_pool(\d)", layer.name)):

@@ -1,8 +1,8 @@
-"""MATLAB files read without MATLAB: v5 to v7.2 by scipy, v7.3 (HDF5) by h5py.
+"""Find structs in MATLAB files: v5 to v7.2 by scipy, v7.3 (HDF5) by h5py.
 
-MATLAB keeps the properties of an object away from the variable: in the file's subsystem (v5 to v7.2), or among #refs#
-(v7.3) where the structs of a cell array lie, too. Nothing here follows objects: structs are found by what they have,
-wherever in the file they are.
+MATLAB stores the properties of an object apart from the variable: in the file's subsystem (v5 to v7.2), or in #refs#
+(v7.3), like the structs of a cell array. Objects are not followed here: structs are found by their fields, anywhere in
+the file.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Struct = Mapping[str, Any]
 
 
 def is_matlab(start: bytes) -> bool:
-    """Whether a file that starts so is a MATLAB file of version 5 or later."""
+    """Return whether a file that starts with these bytes is a MATLAB file of version 5 or later."""
     return start.startswith((b"MATLAB ", b"\x89HDF\r\n\x1a\n"))
 
 
 def structs(path: Path, *kinds: set[str]) -> list[Struct]:
-    """All structs of the file that have every field of one of `kinds`; UserError where the file is broken.
+    """Return all structs of the file that have every field of one of `kinds`. Raises UserError for a broken file.
 
-    A struct is a dict, a struct array or cell array a list (of several elements; of one it may be that), a text a str,
-    numbers are an array with MATLAB's dimensions. Empty is an empty list or array.
+    A struct becomes a dict, a struct array or cell array a list (with one element possibly the element itself), text a
+    str, numbers an array with MATLAB's dimensions, and what is empty an empty list or array.
     """
     import h5py
 
     try:
-        # Asked of the file: both kinds begin with a header of MATLAB's own, whose words differ from version to version.
+        # Not decided by the header: both kinds begin with MATLAB's, whose text differs between versions.
         return list(_of_hdf5(path, kinds) if h5py.is_hdf5(path) else _of_mat5(path, kinds))
     except Exception as error:  # neither reader has an error type of its own: a broken file raises nearly anything
         reason = " ".join(str(error).split())[:200]
@@ -41,7 +41,7 @@ def structs(path: Path, *kinds: set[str]) -> list[Struct]:
 
 
 def many(value: Any) -> Sequence[Any]:
-    """The elements of a cell or struct array, also of one element or none."""
+    """Return the elements of a cell or struct array, also of one with one element or none."""
     if isinstance(value, np.ndarray):
         return list(value.ravel())
     return value if isinstance(value, list) else [value]
@@ -54,7 +54,7 @@ def _of_mat5(path: Path, kinds: Sequence[set[str]]) -> Iterator[Struct]:
     subsystem = content.pop("__function_workspace__", None)
     yield from _among({name: _plain(value) for name, value in content.items() if not name.startswith("__")}, kinds)
     if subsystem is not None:
-        # A file in the file. Its header has 8 bytes instead of 128, of which the first 4 are the usual ones' last.
+        # A file in the file. Its header has 8 bytes instead of 128, of which the first 4 are the last of a usual one.
         inner = subsystem.tobytes()
         again: Any = io.BytesIO(b" " * 124 + inner[:4] + inner[8:])
         content = loadmat(again)
@@ -72,7 +72,7 @@ def _among(value: Any, kinds: Sequence[set[str]]) -> Iterator[Struct]:
 
 
 def _plain(value: Any) -> Any:
-    """Struct, struct array, cell array and text, as scipy has them, as dict, list of dicts, list and str."""
+    """Convert scipy's struct, struct array, cell array and text to dict, list of dicts, list and str."""
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.names is not None:
@@ -97,14 +97,14 @@ def _of_hdf5(path: Path, kinds: Sequence[set[str]]) -> Iterator[Struct]:
 
 
 def _value(file: Any, item: Any) -> Any:
-    """A variable of a MATLAB 7.3 file as `_plain` gives it. HDF5 has the dimensions in reversed order."""
+    """Convert a variable of a MATLAB 7.3 file as `_plain`. HDF5 has the dimensions in reversed order."""
     if hasattr(item, "keys"):
         fields = {name: item[name] for name in item}
         if not any(map(_of_struct_array, fields.values())):
             return {name: _value(file, field) for name, field in fields.items()}
         columns = [[_value(file, file[reference]) for reference in field[()].ravel()] for field in fields.values()]
         return [dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True)]
-    if item.attrs.get("MATLAB_empty"):  # it holds its dimensions
+    if item.attrs.get("MATLAB_empty"):  # its content is its dimensions
         return []
     if item.dtype.kind == "O":
         return [_value(file, file[reference]) for reference in item[()].ravel()]
@@ -114,5 +114,5 @@ def _value(file: Any, item: Any) -> Any:
 
 
 def _of_struct_array(field: Any) -> bool:
-    """Whether a struct's field is that of a struct array: references, one an element, without a class of their own."""
+    """Return whether a field is that of a struct array: references, one an element, without a MATLAB class."""
     return hasattr(field, "dtype") and field.dtype.kind == "O" and "MATLAB_class" not in field.attrs

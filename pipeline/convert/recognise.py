@@ -1,4 +1,4 @@
-"""Weights that others made: recognised by what is in the file, converted strictly. Nothing in a file is executed.
+"""Recognise and convert other projects' weights, by the content of the file, strictly. No code in a file is executed.
 
     torchvision     state dicts of ResNet-50, -101 and -152 (.pth, .safetensors), V1 or V2
     DrSleep         state dicts of DrSleep/refinenet-pytorch (models/resnet.py, utils/layer_factory.py), 50, 101 and
@@ -9,20 +9,20 @@
     the authors     refinenet_res{101,152}_*.mat (main/*.m of guosheng/refinenet): RGB - 128 (demo_*.m), bicubic
                     (my_resize.m), image times 1.2 (gen_net_opts_model_type1.m), dropout 0.5
 
-Not yet tried on the released files: neither a MatConvNet file nor a DrSleep file was to be had. Their structure is read
-off the code that writes and reads them, and tests/pipeline/test_foreign.py makes files of it.
+Not yet tested with the released files: neither a MatConvNet nor a DrSleep file was available. Their structure is taken
+from the code that writes and reads them, and tests/pipeline/test_foreign.py writes files of that structure.
 
-What the .mat files decide themselves, is read from them: where a ResNet has its stride (its layers), order and number
-of the pooling blocks (the DagNN's graph), depth, widths, outputs. What differs from this project's networks:
+Read from the .mat files themselves: where a ResNet has its stride, order and number of the pooling blocks (from the
+DagNN's graph), depth, widths, outputs. Differences from this project's networks:
 
-- A fusion of the authors sums the previous block's output first; here it comes last. A sum has no order, but the
-  filters have names.
+- A fusion of the authors has the previous block's output first; here it is last. A sum has no order, but the names of
+  the filters depend on it.
 - Batch norm has moments (mean, sigma), sigma = sqrt(variance + epsilon) (import-caffe.py, bnorm_cpu.cpp).
   ResNet-50's first convolution has a bias, which goes into the mean.
 - Void is an output where gen_class_info_*.m has it among the classes: the last on VOC, Cityscapes and NYUDv2, the
   first on SUN-RGBD and ADE20K; here it is the last. The classes proper are in the order of pipeline/datasets: compared
   name by name where gen_class_info_*.m lists them. For SUN-RGBD, ADE20K and Context it loads the official lists
-  (seg37list; the 150 names; 59_labels.txt behind the background), which could not be opened here.
+  (seg37list; the 150 names; 59_labels.txt after the background), which were not available.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RGB = tuple[float, float, float]
 _AUTHORS_MEAN: RGB = (128.0, 128.0, 128.0)
 _ONES: RGB = (1.0, 1.0, 1.0)
 
-# Where gen_class_info_*.m has void among the outputs.
+# Position of void among the outputs in gen_class_info_*.m.
 _VOID: Mapping[str, Literal["first", "last", "none"]] = {
     "voc": "last",
     "context": "none",
@@ -73,7 +73,7 @@ _SHORT_EDGE_ELSE = (450, 800)
 class Backbone:
     """ImageNet weights: `tensors` under the names of a backbone's state dict, and what they were trained with.
 
-    `stride` is None for what is no ResNet; `mean` and `std` are RGB in 0..255. `what`: in words.
+    `stride` is None for other networks than ResNets; `mean` and `std` are RGB in 0..255. `what`: a description.
     """
 
     backbone: str
@@ -85,11 +85,11 @@ class Backbone:
 
     @property
     def place(self) -> Path:
-        """Where the graph looks for it."""
+        """Return the path at which the graph expects it."""
         return Path("weights", f"{self.backbone}.safetensors")
 
     def save(self, path: Path) -> None:
-        """Write the tensors, with what they were trained with as metadata (start.check_fit)."""
+        """Write the tensors, with stride, mean and std as metadata (refinenet.training.initial.check_fit)."""
         from safetensors.torch import save_file
 
         trained = {"backbone": self.backbone, "stride": self.stride, "mean": self.mean, "std": self.std}
@@ -100,7 +100,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Model:
-    """A finished RefineNet and what `refinenet.model.network.save` is told about it. `what`: in words."""
+    """A trained RefineNet, with `about` for `refinenet.model.network.save`. `what`: a description."""
 
     network: RefineNet
     about: Mapping[str, Any]
@@ -108,7 +108,7 @@ class Model:
 
     @property
     def place(self) -> Path:
-        """Named like the experiments of params.yaml."""
+        """Return its path in models/, named like the experiments of params.yaml."""
         depth = self.network.config.backbone.removeprefix("resnet")
         return Path("models", f"{self.about['dataset']}-res{depth}.safetensors")
 
@@ -118,9 +118,10 @@ class Model:
 
 
 def read(file: Path, dataset: str | None = None) -> Backbone | Model:
-    """Recognise and convert `file`; for a RefineNet of `dataset`, or of the one that has as many classes.
+    """Recognise and convert `file`.
 
-    UserError names the file and the tensor for whatever is not as it has to be.
+    dataset: of a RefineNet; None: the data set with its number of classes. Raises UserError, which names the file and
+    the tensor, where anything is missing, left over or of another shape.
     """
     try:
         with file.open("rb") as stream:
@@ -142,7 +143,10 @@ def read(file: Path, dataset: str | None = None) -> Backbone | Model:
 
 
 def state_dict(file: Path, start: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name without batch norm's counters; and what `Backbone.save` wrote beside them, if it did."""
+    """Read tensors by name, without batch norm's counters, and the metadata of `Backbone.save` (else {}).
+
+    start: the first 16 bytes of the file. Raises UserError for any other file than a state dict.
+    """
     trained: dict[str, Any] = {}
     try:
         if start[8:9] == b"{":
@@ -155,7 +159,7 @@ def state_dict(file: Path, start: bytes) -> tuple[dict[str, Tensor], dict[str, A
             with warnings.catch_warnings(action="ignore"):  # about the age of a pickle
                 state = torch.load(file, map_location="cpu", weights_only=True)  # tensors only, nothing is executed
     except pickle.UnpicklingError:
-        raise UserError(f"{file}: not a pickle of tensors and nothing else, no other one is read") from None
+        raise UserError(f"{file}: not a pickle of tensors only, expected a state dict") from None
     except Exception as error:  # a file cut short raises nearly anything
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -165,13 +169,13 @@ def state_dict(file: Path, start: bytes) -> tuple[dict[str, Tensor], dict[str, A
         raise UserError(f"{file}: holds {type(state).__name__}, expected tensors by name")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{file}: {name!r} is {type(value).__name__}, expected a tensor: a state dict and no more")
+            raise UserError(f"{file}: {name!r} is {type(value).__name__}, expected a tensor: a plain state dict")
     tensors = {name.removeprefix("module."): value for name, value in state.items()}  # "module.": of DataParallel
     return {n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}, trained
 
 
 def _drsleep(tensors: Mapping[str, Tensor], file: Path, dataset: str | None) -> Model:
-    """Names are those of the authors' layers, cut in two: adapt_stage1_b.0.1_conv is adapt_stage1_b1_conv there."""
+    """Convert a model of DrSleep, which splits the authors' names: adapt_stage1_b.0.1_conv for adapt_stage1_b1_conv."""
     ours = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
@@ -225,15 +229,15 @@ def _need(tensors: Mapping[str, Tensor], name: str, file: Path) -> Tensor:
 
 
 def _kind(tensors: Mapping[str, Tensor], at: str, file: Path) -> str:
-    """Which ResNet the tensors under `at` are of, by the units of its stages."""
+    """Return which ResNet the tensors under `at` belong to, by the units of its stages."""
     units: list[set[str]] = [set(), set(), set(), set()]
     for name in tensors:
         if found := re.match(re.escape(at) + r"layer([1-4])\.(\d+)\.", name):
             units[int(found[1]) - 1].add(found[2])
     counts = tuple(map(len, units))
-    kind = next((name for name, wanted in RESNETS.items() if wanted == counts), None)
+    kind = next((name for name, expected in RESNETS.items() if expected == counts), None)
     if kind is None:
-        known = ", ".join(f"{name} {list(wanted)}" for name, wanted in RESNETS.items())
+        known = ", ".join(f"{name} {list(expected)}" for name, expected in RESNETS.items())
         raise UserError(f"{file}: a ResNet of {list(counts)} units, expected {known}")
     return kind
 
@@ -253,7 +257,7 @@ def _refinenet(
     whose: str,
     file: Path,
 ) -> Model:
-    """The RefineNet of four blocks that has these tensors; what they do not tell is in `settings`."""
+    """Return the RefineNet of four blocks with these tensors; `settings` has what cannot be read from them."""
     count = {
         setting: sum(re.fullmatch(pattern, name) is not None for name in tensors)
         for setting, pattern in (
@@ -288,26 +292,24 @@ def _refinenet(
     return Model(network.eval(), metadata, what)
 
 
-def _dataset(outputs: int, wanted: str | None, file: Path, void: bool) -> str:
-    """The data set with so many outputs, which all differ; UserError where it is not the one `wanted`."""
-    counts = {name: len(datasets.load(name).CLASSES) + (void and kind != "none") for name, kind in _VOID.items()}
-    if wanted is not None and wanted not in counts:
-        raise UserError(f"{file}: no data set {wanted!r} with released models, expected one of {', '.join(counts)}")
-    if wanted is not None and counts[wanted] != outputs:
-        raise UserError(
-            f"{file}: tensor classifier.weight has {outputs} outputs, expected {counts[wanted]} of {wanted}"
-        )
-    dataset = next((name for name, count in counts.items() if count == outputs), None)
+def _dataset(outputs: int, name: str | None, file: Path, void: bool) -> str:
+    """Return the data set with this number of outputs, which is unique; raise UserError unless it is `name`."""
+    counts = {known: len(datasets.load(known).CLASSES) + (void and kind != "none") for known, kind in _VOID.items()}
+    if name is not None and name not in counts:
+        raise UserError(f"{file}: no data set {name!r} with released models, expected one of {', '.join(counts)}")
+    if name is not None and counts[name] != outputs:
+        raise UserError(f"{file}: tensor classifier.weight has {outputs} outputs, expected {counts[name]} of {name}")
+    dataset = next((known for known, count in counts.items() if count == outputs), None)
     if dataset is None:
-        known = ", ".join(f"{count} ({name})" for name, count in counts.items())
-        raise UserError(f"{file}: tensor classifier.weight has {outputs} outputs, expected one of {known}")
+        listed = ", ".join(f"{count} ({known})" for known, count in counts.items())
+        raise UserError(f"{file}: tensor classifier.weight has {outputs} outputs, expected one of {listed}")
     return dataset
 
 
 def _check_geometry(
     network: torch.nn.Module, geometry: Mapping[str, tuple[Sequence[int], Sequence[int]]], file: Path
 ) -> None:
-    """UserError where a convolution of the file has another stride or padding than ours of that name."""
+    """Raise UserError where a convolution of the file has another stride or padding than in `network`."""
     for name, (stride, pad) in geometry.items():
         conv: Any = network.get_submodule(name)
         expected = [*conv.stride], [conv.padding[0]] * 2 + [conv.padding[1]] * 2

@@ -1,1 +1,1 @@
-"""What every process of the pipeline needs: command line, signals, progress, checksums as DVC's."""
+"""Used by every process of the pipeline: command line, signals, progress, DVC's checksums."""

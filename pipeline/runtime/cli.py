@@ -1,8 +1,8 @@
-"""What every stage and command does at its edge: a name in, one line on an error, an exit code; Ctrl-C and SIGTERM.
+"""Command line of stages and commands: one line on an error, exit codes, Ctrl-C and SIGTERM.
 
-A scheduler that wants its machine back sends SIGTERM and waits a while before it kills (SLURM: KillWait, 30 s). A stage
-that asks for it (`main(..., graceful=True)`) polls `terminated()`, keeps what it has and raises `Terminated`; it ends
-with AGAIN. A second SIGTERM ends it at once.
+A scheduler that needs its machine back sends SIGTERM and waits before it kills (SLURM: KillWait, 30 s). A stage with
+`main(..., graceful=True)` polls `terminated()`, saves its work and raises `Terminated`; it exits with EXIT_TRY_AGAIN. A
+second SIGTERM ends it at once.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from types import FrameType
 from refinenet.atomic import process_start_time
 from refinenet.errors import UserError
 
-# What a path may answer that the user can put right: rights, a file where a folder belongs or the reverse, a full disk.
+# Errors that the user can fix: permissions, a file where a folder belongs or the reverse, a full disk.
 _OF_THE_DISK = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT),
 )
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command again goes on. No shell or signal gives this number (143
-# is also what an unprepared process dies with), so that a scheduler can tell it (SLURM: RequeueExit=75).
+# EX_TEMPFAIL of sysexits.h: no error, the same command resumes. No shell or signal gives this code (143 is also that of
+# a process without a handler), so that a scheduler can recognise it (SLURM: RequeueExit=75).
 EXIT_TRY_AGAIN = 75
 
 
 class Terminated(BaseException):
-    """A stage has stopped because it was asked to, and goes on when it is started again. Its text says where.
+    """A stage stopped because it was asked to, and resumes when it is started again. Its text says where.
 
-    Like KeyboardInterrupt no Exception: for `pipeline.tracking.track` the run was killed, it has not failed.
+    Like KeyboardInterrupt not an Exception: for `pipeline.tracking.track` the run was killed, it has not failed.
     """
 
 
@@ -43,10 +43,10 @@ _received: set[int] = set()
 
 
 def terminated() -> bool:
-    """Whether a SIGTERM has asked this process to stop. To be polled by long work; costs nothing.
+    """Return whether a SIGTERM has asked this process to stop. Long work polls it; it costs nothing.
 
-    Raises KeyboardInterrupt after a Ctrl-C: whoever asks is still at work, so the one that the signal raised was lost.
-    (It may be raised inside whatever Python runs at that moment, also a callback whose caller drops every error.)
+    Raises KeyboardInterrupt after a Ctrl-C: if the caller is still running, the one that the signal raised was lost.
+    (It is raised inside whatever Python runs at that moment, possibly a callback whose caller drops every error.)
     """
     if signal.SIGINT in _received:
         raise KeyboardInterrupt
@@ -60,28 +60,28 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     _received.add(number)
-    # The second ends at once. Not where a parent passes on the signal that a scheduler sends to all processes of a job.
+    # The second ends it at once. Not under torchrun, which forwards a signal that a scheduler sends to all processes.
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _listen(graceful: bool) -> None:
-    """Install the handlers, but for signals that whoever started this process has it ignore, as nohup does."""
+    """Install the handlers, except for signals that the parent had this process ignore, as nohup does."""
     _received.clear()
-    # A new program inherits also which signals are held back, even where nobody meant it to.
+    # A process inherits its parent's blocked signals, even if unintended.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     if graceful and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
-        # A forked worker polls nothing; who ends it sends the signal once.
+        # A forked worker does not poll `terminated`; its parent sends the signal once.
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def run_cli(run: Callable[[], None]) -> int:
-    """Run `run`; what a user can put right ends in one line on stderr and exit code 1.
+    """Run `run` and return the exit code; an error that the user can fix is one line on stderr and 1.
 
-    Ctrl-C ends in 130, Terminated in AGAIN.
+    Ctrl-C gives 130, Terminated EXIT_TRY_AGAIN.
     """
     try:
         run()
@@ -106,13 +106,13 @@ def run_cli(run: Callable[[], None]) -> int:
 
 
 def _engine() -> int:
-    """The process that runs the graph and started this one; 0 where it was started by hand."""
-    if "PIPELINE_ENGINE" in os.environ:  # Snakemake says which it is
+    """Return the id of the engine (DVC, Snakemake) that started this process; 0 where it was started by hand."""
+    if "PIPELINE_ENGINE" in os.environ:  # set by Snakemake's side (pipeline/graph.py)
         return int(os.environ["PIPELINE_ENGINE"])
     if "DVC_STAGE" not in os.environ:
         return 0
     engine = os.getppid()
-    # DVC goes through the user's shell. Most shells turn into the command, others stay and wait for it.
+    # DVC starts commands in the user's shell. Most shells exec the command, others stay and wait for it.
     while (name := _of_process(engine, "comm").strip()) and name.endswith("sh"):
         engine = int(_of_process(engine, "stat").rpartition(")")[2].split()[1])
     return engine
@@ -138,14 +138,21 @@ def _end_with(engine: int) -> None:
 
 
 def attach(graceful: bool = False) -> None:
-    """Listen to signals, and end with the engine that started this process. `graceful`: it polls `terminated`."""
+    """Install signal handlers, and end with the engine that started this process. graceful: it polls `terminated`."""
     _listen(graceful)
     if engine := _engine():
         threading.Thread(target=_end_with, args=(engine,), daemon=True).start()
 
 
 def main(run: Callable[[str], None], description: str | None, metavar: str, graceful: bool = False) -> None:
-    """The command line of a stage: `python -m pipeline.<stage> NAME`. `graceful`: it polls `terminated`."""
+    """Run the command line of a stage, `python -m pipeline.<stage> NAME`, and exit.
+
+    Args:
+        run: the stage; takes the name.
+        description: for --help; its first paragraph is used.
+        metavar: what the name is, for --help.
+        graceful: `run` polls `terminated`.
+    """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n\n")[0])
     parser.add_argument("name", metavar=metavar)
     name = parser.parse_args().name

@@ -1,4 +1,4 @@
-"""What a stage takes of its machine, for the curves: memory, and how busy the GPU is."""
+"""Load of the device for the curves in MLflow: memory, and GPU utilisation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ _no_utilisation: set[torch.device] = set()
 
 
 def device_load(device: torch.device) -> dict[str, float]:
-    """The load of `device` by name; asks counters only, never waits for the device's work.
+    """Return the load of `device` by name; reads counters only and never waits for the device.
 
-    On a GPU "memory_bytes", the most that tensors have taken so far, "memory_reserved_bytes", what PyTorch holds now,
-    and, where the package nvidia-ml-py is there and the GPU tells, "gpu_utilisation", 0 to 1: the share of the last
-    second (or less) in which any kernel ran, of whichever process. Elsewhere "memory_bytes" alone: the most that this
-    process has had in memory so far.
+    On a GPU "memory_bytes", the peak of tensors so far, "memory_reserved_bytes", what PyTorch holds now, and, with the
+    package nvidia-ml-py and a GPU that supports it, "gpu_utilisation", 0 to 1: the share of the last second (or less)
+    in which a kernel of any process ran. On a CPU "memory_bytes" alone: the peak resident memory of this process.
     """
     if device.type != "cuda":
         return _of_the_process()
@@ -31,7 +30,7 @@ def device_load(device: torch.device) -> dict[str, float]:
     if device not in _no_utilisation:
         try:
             load["gpu_utilisation"] = torch.cuda.utilization(device) / 100
-        except Exception:  # no package, no right, part of a GPU (MIG), another maker: each has its own class of error
+        except Exception:  # no package, no permission, MIG, another vendor: each has its own type of error
             _no_utilisation.add(device)
     return load
 

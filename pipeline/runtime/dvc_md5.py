@@ -1,4 +1,4 @@
-"""The name DVC gives to the content of a file or folder, without importing DVC (which costs a second)."""
+"""The md5 by which DVC identifies a file or folder, without importing DVC (which costs a second)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from refinenet.errors import UserError
 
-# What .dvcignore lists: names that never belong to an output, in whatever folder they turn up.
+# As in .dvcignore: names that never belong to an output, in any folder.
 NOT_VERSIONED = (".snakemake_timestamp", "__pycache__", ".*.part")
-# DVC skips these without being told to.
+# DVC ignores these by default.
 _ALWAYS = (".git", ".hg/", ".dvc/")
 _SKIPPED_FILE = re.compile("|".join(translate(name) for name in (*NOT_VERSIONED, *_ALWAYS) if not name.endswith("/")))
 _SKIPPED_FOLDER = re.compile("|".join(translate(name.rstrip("/")) for name in (*NOT_VERSIONED, *_ALWAYS)))
 
 
 def dvc_md5(path: Path) -> str:
-    """What DVC 3 writes as `md5` of `path` into dvc.lock: 32 hex digits, for a folder with ".dir" behind them.
+    """Return what DVC 3 writes as `md5` of `path` into dvc.lock: 32 hex digits, for a folder followed by ".dir".
 
-    A file is its plain md5. A folder is the md5 of its listing, as DVC's cache keeps it: JSON, one
-    {"md5", "relpath"} a file, sorted by relpath with "/" between the parts; empty folders and linked folders do not
-    count. Names in NOT_VERSIONED are left out, as .dvcignore has DVC do.
+    For a file it is its md5. For a folder it is the md5 of its listing in DVC's cache: JSON, one {"md5", "relpath"} a
+    file, sorted by relpath with "/" between the parts, without empty folders, linked folders and names in
+    NOT_VERSIONED. Raises UserError for a file that cannot be read.
     """
     if not path.is_dir():
         return _md5(path)

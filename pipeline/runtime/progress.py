@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left; where a bar cannot be drawn, a line now and then."""
+"""Progress of long work: a bar with rate and time left; a line every 30 s where a bar cannot be drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Lines:
-    """Each state of a bar as a line of its own. tqdm draws the last one again as it closes the bar: that is none."""
+    """Writes each state of a bar as a line; drops the last one, which tqdm repeats when it closes the bar."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -32,10 +32,17 @@ class _Lines:
 
 
 def bar(description: str, unit: str, of: Iterable[Any] | None = None, total: int | None = None, **more: Any) -> Any:
-    """A tqdm bar over `of`, or up to `total` of `unit`.
+    """Return a tqdm bar over `of`, or up to `total`.
 
-    Bars need a terminal to themselves: into a file, or beside the other jobs of a Snakemake run, go lines, and work
-    that is done before the first of them is due says nothing.
+    A bar needs a terminal of its own: into a file, or next to other jobs of a Snakemake run, lines are written instead,
+    the first after 30 s.
+
+    Args:
+        description: in front of the bar.
+        unit: what is counted.
+        of: an iterable to wrap.
+        total: the number of units; None: the length of `of`.
+        more: further arguments of tqdm.
     """
     if sys.stderr.isatty() and "PIPELINE_ENGINE" not in os.environ:
         return tqdm(of, description, total, unit=unit, mininterval=0.2, dynamic_ncols=True, **more)
@@ -45,9 +52,9 @@ def bar(description: str, unit: str, of: Iterable[Any] | None = None, total: int
 
 
 def reach(bar: Any, done: int, each: int = 1) -> None:
-    """Move the bar to `done`. The first step, of `each`, may follow others that an earlier process did.
+    """Move the bar to `done`. Work before the first step (of `each`) was done by an earlier process.
 
-    Those show, but the rate and the time left are of this process alone.
+    It is shown, but rate and time left are computed from this process only.
     """
     if not bar.n and done > each:
         bar.initial = bar.n = bar.last_print_n = done - each

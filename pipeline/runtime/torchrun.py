@@ -1,4 +1,4 @@
-"""Several processes for one training: torchrun from inside the stage, whose command stays what it is."""
+"""Several processes for one training: torchrun from inside the stage, so that its command does not change."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from pipeline.runtime.cli import EXIT_TRY_AGAIN, Terminated
 
 
 def together(module: str, name: str, processes: int, device: str) -> None:
-    """Run `python -m <module> <name>` in `processes` processes that know of each other; return when all are done.
+    """Run `python -m <module> <name>` in several processes of one process group; return when all are done.
 
-    On "cuda" each has a GPU of its own. Where they were asked to stop (SIGTERM) Terminated is raised, after a Ctrl-C
-    KeyboardInterrupt; where one has failed, and has said why, SystemExit with its exit code.
+    Args:
+        module: the stage.
+        name: its argument.
+        processes: how many.
+        device: "cuda": each has a GPU of its own.
+
+    Raises:
+        Terminated: they were asked to stop (SIGTERM).
+        KeyboardInterrupt: Ctrl-C.
+        SystemExit: one failed and has printed why; with its exit code.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -23,7 +31,7 @@ def together(module: str, name: str, processes: int, device: str) -> None:
 
     from refinenet.device import reserve
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
     if device == "cuda" and "CUDA_VISIBLE_DEVICES" not in os.environ:  # else a scheduler has chosen
         os.environ["CUDA_VISIBLE_DEVICES"] = reserve(processes)
     os.environ["PIPELINE_ENGINE"] = str(os.getpid())  # they end with this process, however that ends

@@ -1,4 +1,4 @@
-"""What the test servers of PASCAL VOC 2012 and Cityscapes take: one archive with a label PNG for each image.
+"""Upload formats of the test servers of PASCAL VOC 2012 and Cityscapes: an archive with a label PNG for each image.
 
 | server     | archive             | name of a PNG                                                      | values    |
 |------------|---------------------|--------------------------------------------------------------------|-----------|
@@ -32,7 +32,7 @@ from pipeline.runtime import progress
 from refinenet.data.split import Array, Split
 from refinenet.errors import UserError
 
-# VOC's two: comp5 may have seen nothing but VOC's own training and validation data, so no ImageNet, SBD or COCO.
+# VOC's two: for comp5 only VOC's own training and validation data are allowed, so no ImageNet, SBD or COCO.
 COMPETITIONS = {"comp5": "trained on VOC's own data only", "comp6": "trained on other data, too"}
 COLOUR_MAP = bytes(channel for colour in label_images.colour_map(256) for channel in colour)
 
@@ -44,8 +44,8 @@ class Server:
     """One test server.
 
     `suffixes`: of the archives it documents, the usual one first. `member`: a name in the archive, from `image`,
-    `split` and `competition`; `pattern`: every name that it accepts. `values`: what stands for each class; `void`: what
-    stands for no class, None where every pixel must have one. `size`: height and width of all official images.
+    `split` and `competition`; `pattern`: every name that it accepts. `values`: pixel value of each class; `void`: pixel
+    value of no class, None where every pixel must have one. `size`: height and width of all official images.
     """
 
     data: str
@@ -61,10 +61,11 @@ class Server:
 
     @property
     def title(self) -> str:
+        """Return the data set's title."""
         return datasets.load(self.data).TITLE
 
     def png(self, label: Array) -> bytes:
-        """H x W uint8 class indices (their number = no class) -> the file that is sent."""
+        """Encode H x W uint8 class indices (the number of classes: no class) as the PNG to upload."""
         table = np.array([*self.values, *([] if self.void is None else [self.void])], np.uint8)
         picture = Image.fromarray(table[label], self.mode)
         if self.mode == "P":
@@ -74,11 +75,11 @@ class Server:
         return file.getvalue()
 
     def check_png(self, data: bytes, where: str, size: tuple[int, int]) -> None:
-        """UserError unless `data` is a whole PNG of height and width `size` that the server can score."""
+        """Raise UserError unless `data` is a whole PNG of height and width `size` that the server can score."""
         if len(data) < 26 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
             raise UserError(f"{where}: not a PNG")
         width, height, bits, kind = struct.unpack(">IIBB", data[16:26])
-        # The header first: a file that claims to be huge is never decoded.
+        # The header first: an image that claims to be huge is not decoded.
         if (height, width) != size:
             raise UserError(f"{where}: {width} x {height} pixels, expected {size[1]} x {size[0]} as its image")
         if (bits, kind) != (8, _COLOUR_TYPES[self.mode]):
@@ -104,21 +105,35 @@ class Server:
         return f"the label ids (not train ids) {', '.join(map(str, self.values))}{none}"
 
     def contents(self, split: str, competition: str) -> str:
-        """What the archive holds, for people."""
+        """Describe the content of the archive for people."""
         name = self.member.format(image="<image>", split=split, competition=competition)
         kind = "palette PNGs, values 0 to 20" if self.mode == "P" else "grey PNGs of label ids"
         return f"{name}, {kind}"
 
     def write(self, path: Path, split: str, competition: str, files: Iterable[tuple[str, bytes]]) -> None:
-        """Write the archive `path` of `files`, (image, PNG) each, in their order; same files, same bytes."""
+        """Write an archive; the same files give the same bytes.
+
+        Args:
+            path: its suffix decides the format.
+            split: of the images, part of the names.
+            competition: VOC's, part of the names.
+            files: (image, PNG) each, in the order of the archive.
+        """
         members = ((self.member.format(image=i, split=split, competition=competition), data) for i, data in files)
         (write_zip if path.suffix == ".zip" else write_tar)(path, members)
 
     def check(self, path: Path, images: Split, split: str, partial: bool = False) -> int:
-        """How many images the archive `path` has; UserError unless it is what the server takes for `images`.
+        """Check an archive and return its number of images.
 
-        That is one PNG for each image, of its size, mode, values and palette, and no other file. Unless `partial`,
-        `images` have to be all of the official split.
+        Args:
+            path: the archive.
+            images: the prepared split.
+            split: its name on the server.
+            partial: `images` need not be all of the official split.
+
+        Raises:
+            UserError: it is not one PNG for each image, of its size, with the server's mode, values and palette, and
+                no other file.
         """
         sizes = self.sizes(images, split, partial)
         if not path.is_file():
@@ -137,7 +152,7 @@ class Server:
                 if image not in sizes:
                     raise UserError(f"{archive.where(member)}: {images.path} has no image {image}")
                 if image in found:
-                    raise UserError(f"{archive.where(member)}: a second file for {image}, beside {found[image]}")
+                    raise UserError(f"{archive.where(member)}: a second file for {image}, besides {found[image]}")
                 found[image] = member
                 competitions.add(match.groupdict().get("competition", ""))
             if missing := [image for image in sizes if image not in found]:
@@ -149,7 +164,7 @@ class Server:
         return len(found)
 
     def sizes(self, images: Split, split: str, partial: bool) -> dict[str, tuple[int, int]]:
-        """Image -> height, width of the prepared split; UserError where these are not the images of the server."""
+        """Return image -> (height, width) of the prepared split. Raises UserError where they are not the server's."""
         official = datasets.load(self.data).COUNTS[split]
         if len(images) != official and not partial:
             raise UserError(
@@ -178,7 +193,7 @@ SERVERS = {
     "voc": Server(
         data="voc",
         suffixes=(".tgz", ".tar.gz", ".tar"),
-        upload="http://host.robots.ox.ac.uk:8080/ (account; wants 500 characters on the method)",
+        upload="http://host.robots.ox.ac.uk:8080/ (account; asks for 500 characters on the method)",
         missing="VOC2012test.tar (http://host.robots.ox.ac.uk:8080/, registration) was not in data/raw/voc",
         member="results/VOC2012/Segmentation/{competition}_{split}_cls/{image}.png",
         pattern=r"results/VOC2012/Segmentation/(?P<competition>comp[56])_{split}_cls/(?P<image>\w+)\.png",
