@@ -40,7 +40,7 @@ class ProcessGroup:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Return whether `flag` was set in any process in the call before: one call late, so that nobody waits."""
+        """Return whether `flag` was set in any process in the call before: one call late, so that no process waits."""
         if self.world == 1:
             return flag
         anywhere = False

@@ -1,4 +1,4 @@
-"""Hands Snakemake's jobs to Kubernetes through kubectl: submit, status, cancel (see config.yaml beside this file)."""
+"""Hands Snakemake's jobs to Kubernetes through kubectl: submit, status, cancel (see config.yaml next to this file)."""
 
 from __future__ import annotations
 
