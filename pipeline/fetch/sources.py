@@ -67,7 +67,14 @@ def fetch(
 
 
 def already_there(source: Source, target: Path, known: ChecksumCache, stop: Event = NEVER) -> bool:
-    """Return whether `target` exists and is valid. An invalid file of this name is removed with a warning."""
+    """Return whether `target` exists and is valid. An invalid file of this name is removed with a warning.
+
+    Args:
+        source: size and checksums.
+        target: the file.
+        known: remembers checksums and where files came from.
+        stop: when it is set, StoppedError is raised.
+    """
     if not target.is_file():
         target.unlink(missing_ok=True)  # a dangling link
         return False
