@@ -40,8 +40,9 @@ from torchvision.transforms.v2 import functional as tv
 from pipeline import datasets, synthetic
 from pipeline.config.schema import Rendered
 from pipeline.formats.archive import Archive
-from refinenet.data.augment import BatchLayout
-from refinenet.data.crops import Crops, Window
+from refinenet.data import augment
+from refinenet.data.augment import copy_windows
+from refinenet.data.crops import Crops
 from refinenet.data.loader import Loader
 from refinenet.data.split import Schema, Split
 from refinenet.data.writer import write_split
@@ -81,7 +82,7 @@ def make(raw: Path, folder: Path) -> Split:
     return Split(folder / "train.arrow")
 
 
-def augment(image: Image.Image, target: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+def augmented(image: Image.Image, target: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
     """An image and its label, both PIL, to 3 x FULL x FULL float32 and FULL x FULL uint8."""
     pixels, label = tv.pil_to_tensor(image), tv_tensors.Mask(tv.pil_to_tensor(target))
     height, width = pixels.shape[1:]
@@ -112,7 +113,6 @@ class Ours:
     def __init__(self, split: Split, batch: int, device: torch.device) -> None:
         self.crops = Crops(split, CROP, SCALES, flip=True, balanced=True, seed=0)
         self.batch, self.device, self.step = batch, device, 0
-        self.buffer = np.empty(0, np.uint8)
         self.map = np.memmap(split.path, np.uint8, "r")
         self.sizes = [window.label.size * 4 for step in range(50) for window in self.crops.draw(step, batch)]
 
@@ -136,20 +136,10 @@ class Ours:
         for step in self.steps(count):
             self.crops.draw(step, self.batch)
 
-    def prepared(self, windows: Sequence[Window]) -> BatchLayout:
-        """Have the windows' bytes in the buffer."""
-        packing = BatchLayout(windows, CROP, INPUT_SCALE, None, together=self.device.type != "cpu")
-        if len(self.buffer) < packing.size:
-            self.buffer = np.empty(2 * packing.size, np.uint8)
-        packing.write(windows, self.buffer)
-        return packing
-
     def bytes(self, count: int) -> None:
         """What the loader's thread does, in this one."""
         for step in self.steps(count):
-            packing = self.prepared(self.crops.draw(step, self.batch))
-            if self.device.type != "cpu":
-                torch.from_numpy(self.buffer[: packing.size]).to(self.device)
+            copy_windows(self.crops.draw(step, self.batch), self.device)
 
     def loader(self, count: int) -> None:
         """Batches on the device."""
@@ -161,6 +151,14 @@ class Ours:
                 pass
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def floats(self, count: int) -> None:
+        """The same with windows resized in float32, as a GPU has them."""
+        on_bytes, augment.ON_BYTES = augment.ON_BYTES, ()
+        try:
+            self.loader(count)
+        finally:
+            augment.ON_BYTES = on_bytes
 
     def dense(self, count: int) -> None:
         """The plain way: each window resized by two dense matrices."""
@@ -226,13 +224,14 @@ def main() -> None:
             synthetic.render("voc", Rendered(train=200, val=4, height=375, width=500), raw)
         split = make(raw, folder)
         ours = Ours(split, given.batch, device)
-        data = VOCSegmentation(folder, "2012", "train", transforms=augment)
+        data = VOCSegmentation(folder, "2012", "train", transforms=augmented)
         many, few = 10 * given.crops, given.crops
         variants: list[tuple[str, int, Callable[[int], None]]] = [
             ("floor: as many bytes copied, one thread", many, ours.copy),
             ("ours, drawn only", many, ours.draw),
             (f"ours, bytes on the {device.type}", many, ours.bytes),
             (f"ours, batches on the {device.type}", few, ours.loader),
+            (f"the same in float32 on the {device.type}", few, ours.floats),
             ("plain: dense matrices, image only", few, ours.dense),
             (f"torchvision, {given.cores} workers", few, loaded(data, given.batch, given.cores)),
             ("torchvision, no worker", few, loaded(data, given.batch, 0)),
@@ -259,8 +258,8 @@ def main() -> None:
         )
         print("| :-- | --: | --: | --: | --: |")
         for (what, _, _), rate, cost in zip(variants, rates, costs, strict=True):
-            faster = [a / b for a, b in zip(rate, rates[5], strict=True)]
-            cheaper = [b / a for a, b in zip(cost, costs[5], strict=True)]
+            faster = [a / b for a, b in zip(rate, rates[6], strict=True)]
+            cheaper = [b / a for a, b in zip(cost, costs[6], strict=True)]
             told = (spread(rate), spread(faster, 1), spread(cost, 3), spread(cheaper, 1))
             print(f"| {what} | {' | '.join(told)} |")
 
