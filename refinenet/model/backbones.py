@@ -95,6 +95,14 @@ class ResNet(nn.Module):
             "1x1", as the Caffe models that the authors start from.
 
     `channels`: depth of the four maps. `mean`, `std`: RGB moments in 0..255 of torchvision's ImageNet weights.
+
+    Not torchvision's own class, because that
+    - has a first convolution of 64 channels and no argument for less: `width_per_group` thins only the middle of a
+      unit, so there is no thin network to test with,
+    - has its strides in the 3 x 3 convolutions, the Caffe ResNets that the authors start from in the first 1 x 1,
+    - keeps each norm as a layer of its own, which either learns its moments or, as `FrozenBatchNorm2d`, not even scale
+      and shift; norms folded into the convolutions (`conv_norm`) train those two and save the map between convolution
+      and norm, nearly half of the memory of a backward pass.
     """
 
     mean = (123.675, 116.28, 103.53)
