@@ -21,6 +21,9 @@ from urllib.parse import urlsplit
 
 from pipeline.config.profiles import PARAMS, PROFILES, read_params
 from pipeline.config.resolve import SETTINGS, resolve
+from pipeline.config.schema import (
+    TorchvisionWeights,
+)
 from pipeline.fetch import checksums, local
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
@@ -67,10 +70,21 @@ def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
             return
 
 
+def check_weights(settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UserError for a name of ImageNet weights that torchvision does not know, before anything is downloaded."""
+    for backbone, weights in settings["weights"].items():
+        if "torchvision" in (source := weights["source"] or {}):
+            try:
+                TorchvisionWeights(**source).entry(backbone)
+            except UserError as error:
+                raise UserError(f"{PROFILES / read_params().profile}.yaml: {error}") from None
+
+
 def run() -> None:
     """Resolve params.yaml and the profile, check this machine, write settings.json."""
     settings = resolve()
     check_machine(settings)
+    check_weights(settings)
     for file in sorted(Path("metrics/seeds").glob("*/*.json")):
         if file.stem not in settings["train"]:
             raise UserError(f"{file}: {PARAMS} has no seeds.{file.stem} any more; remove the file, or tables count it")

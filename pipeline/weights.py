@@ -1,7 +1,7 @@
 """Stage `weights`: what a backbone starts from -> weights/<backbone>.safetensors.
 
-The paper profile fetches torchvision's ImageNet weights and checks their hash. The mini profile has no host to fetch
-from: it writes a seeded, untrained start of the thin network. Any file that convert/recognise.py
+The paper profile names ImageNet weights of torchvision, which knows their address and hash. The mini profile has no
+host to fetch from: it writes a seeded, untrained start of the thin network. Any file that convert/recognise.py
 recognises will do.
 
     python -m pipeline.weights import FILE [--output PATH] [--dataset NAME]
@@ -68,7 +68,9 @@ def run(name: str) -> None:
     if choice.source is not None:
         from pipeline.convert import imagenet
 
-        imagenet.backbone(choice.source, config, Path("data/archives/weights")).save(target)
+        found = imagenet.backbone(choice.source, config, Path("data/archives/weights"))
+        found.save(target)
+        print(f"{target}: {found.what}")
         return
     if choice.backbone.startswith("timm:"):
         raise UserError(f"weights.{name}: a seeded start is a ResNet's, expected {{package: ...}}")

@@ -51,8 +51,8 @@ def read_profile(name: str) -> tuple[Profile, str]:
     """Read profiles/<name>.yaml merged with its bases; return it and its path for messages. Raises UserError."""
     path = PROFILES / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise UserError(f"{PARAMS}: profile is {name!r}, but there is no {path}; there are {known}")
+        there = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise UserError(f"{PARAMS}: profile is {name!r}, but there is no {path}; there are {there}")
     values = read_yaml(path)
     seen = [name]
     while (base := values.pop("base", None)) is not None:
@@ -60,19 +60,21 @@ def read_profile(name: str) -> tuple[Profile, str]:
             raise UserError(f"{path}: base goes in a circle: {', '.join([*seen, base])}")
         seen.append(base)
         under = read_yaml(PROFILES / f"{base}.yaml")
-        if not isinstance(values.get("sources", {}), dict):
-            raise UserError(f"{path}: sources is {values['sources']!r}, expected data sets and their archives")
-        # Sources of one data set are replaced as a whole: a base's archives must not mix with others.
-        sources = {**under.get("sources", {}), **values.get("sources", {})}
-        values = {**merge(under, values), "sources": sources, **({"base": under["base"]} if "base" in under else {})}
+        merged = merge(under, values)
+        # What comes from elsewhere is replaced as a whole: a base's archives or address have no place beside others.
+        for key, expected in (("sources", "data sets and their archives"), ("weights", "backbones and their weights")):
+            if not isinstance(values.get(key, {}), dict):
+                raise UserError(f"{path}: {key} is {values[key]!r}, expected {expected}")
+            merged[key] = {**under.get(key, {}), **values.get(key, {})}
+        values = {**merged, **({"base": under["base"]} if "base" in under else {})}
     profile = build(Profile, values, str(path))
-    expected: list[tuple[str, Mapping[str, object], Collection[str]]] = [
+    known: list[tuple[str, Mapping[str, object], Collection[str]]] = [
         ("sources", profile.sources, datasets.NAMES),
         ("weights", {name: 0 for name in profile.weights if not name.startswith("timm:")}, RESNETS),
         ("datasets", profile.datasets, (*datasets.NAMES, *profile.own)),
         *((f"datasets.{data}", own, _OWN) for data, own in profile.datasets.items()),
     ]
-    for key, given, names in expected:
+    for key, given, names in known:
         for unknown in sorted(given.keys() - set(names)):
             raise UserError(f"{path}: unknown key {key}.{unknown}, expected one of {', '.join(names)}")
     for name in profile.own:

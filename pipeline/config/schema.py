@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
@@ -45,6 +46,30 @@ class Package:
     """Weights that an installed Python package contains (pipeline/convert/imagenet.py has the list)."""
 
     package: str
+
+
+@dataclass(frozen=True)
+class TorchvisionWeights:
+    """ImageNet weights by their name in torchvision, which knows address, hash and moments: ResNet101_Weights.<entry>.
+
+    Not by `DEFAULT`, which is another entry in another version.
+    """
+
+    torchvision: str
+
+    def entry(self, backbone: str) -> Any:
+        """Return torchvision's entry of these weights (an enum's member), which have to be of `backbone`."""
+        import torchvision  # late: it takes seconds
+        from torchvision.models import get_model_weights
+
+        entries = {str(entry): entry for entry in get_model_weights(backbone)}
+        if self.torchvision not in entries:
+            near = ", ".join(get_close_matches(self.torchvision, entries, cutoff=0))
+            raise UserError(
+                f"weights.{backbone}.torchvision is {self.torchvision!r}, which torchvision {torchvision.__version__} "
+                f"does not have for {backbone}; expected one of {near}"
+            )
+        return entries[self.torchvision]
 
 
 @dataclass(frozen=True)
@@ -138,7 +163,7 @@ class Weights:
     backbone: str
     stem: int = 64
     seed: int = 0
-    source: Source | Package | None = None
+    source: Source | Package | TorchvisionWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -283,9 +308,10 @@ class Profile:
     """A file of profiles/, with its base merged in.
 
     `sources`: for each data set `rendered`, or file name -> source. `mirror`: folders that have archives already.
-    `own`: the user's own data sets. `weights`: for each backbone `seeded`, a source or a package. `models`: experiment
-    -> finished weights, used instead of training. `datasets`: what differs for one data set, under the keys `prepare`,
-    `rendered`, `network`, `train`, `evaluate` and `phases` (of its `pretrain` and its `train`).
+    `own`: the user's own data sets. `weights`: for each backbone `seeded`, a source, a package or torchvision's name.
+    `models`: experiment -> finished weights, used instead of training. `datasets`: what differs for one data
+    set, under the keys `prepare`, `rendered`, `network`, `train`, `evaluate` and `phases`, which has those of its
+    `pretrain` and its `train`.
     """
 
     title: str
@@ -293,7 +319,7 @@ class Profile:
     threads: int
     seed: int
     sources: Mapping[str, Literal["rendered"] | Mapping[str, Source]]
-    weights: Mapping[str, Literal["seeded"] | Source | Package]
+    weights: Mapping[str, Literal["seeded"] | Source | Package | TorchvisionWeights]
     rendered: Rendered
     prepare: Prepare
     network: Mapping[str, Any]
@@ -321,7 +347,7 @@ STAGES: Mapping[str, type] = {
 }
 
 # Names of pydantic's union members, which are not keys.
-_KINDS = ("Source", "Package", "Cascade", "int")
+_KINDS = ("Source", "Package", "TorchvisionWeights", "Cascade", "int")
 
 _T = TypeVar("_T")
 
@@ -334,6 +360,7 @@ def _checker(kind: Hashable) -> Any:
     for known in (
         Source,
         Package,
+        TorchvisionWeights,
         Rendered,
         Folder,
         *STAGES.values(),

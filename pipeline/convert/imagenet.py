@@ -1,13 +1,14 @@
-"""Weights from where the settings say: a file fetched and recognised, or a Python package."""
+"""Weights from where the settings say: a file fetched and recognised, torchvision's by name, or a Python package."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.schema import Package, Source
+from pipeline.config.schema import Package, Source, TorchvisionWeights
 from pipeline.convert.recognise import RGB, Backbone, Model, read, state_dict
 from pipeline.fetch.checksums import digest
 from pipeline.fetch.sources import fetch
@@ -37,20 +38,36 @@ def fetched_file(source: Source, folder: Path) -> Iterator[Path]:
             file.unlink(missing_ok=True)
 
 
-def backbone(source: Source | Package, config: Config, folder: Path) -> Backbone:
-    """The weights of `source` for the backbone of `config`; UserError for any other's. Downloads go to `folder`."""
+def backbone(source: Source | Package | TorchvisionWeights, config: Config, folder: Path) -> Backbone:
+    """Get the weights of `source` for the backbone of `config`; UserError for any other's. Downloads go to `folder`."""
     if isinstance(source, Package):
         found: Backbone | Model = package(source.package)
         where = f"package {source.package}"
-    elif config.backbone in RESNETS:
+    elif config.backbone not in RESNETS:
+        raise UserError(f"weights.{config.backbone}: a source of timm weights is a package: {', '.join(PACKAGES)}")
+    elif isinstance(source, TorchvisionWeights):
+        found, where = of_torchvision(source, config.backbone, folder), source.torchvision
+    else:
         with fetched_file(source, folder) as file:
             found, where = read(file), str(file)
-    else:
-        raise UserError(f"weights.{config.backbone}: a source of timm weights is a package: {', '.join(PACKAGES)}")
     if not isinstance(found, Backbone) or found.backbone != config.backbone:
         raise UserError(f"{where}: {found.what}, expected weights of {config.backbone}")
     load_tensors(build_backbone(config), found.tensors, where)
     return found
+
+
+def of_torchvision(source: TorchvisionWeights, backbone: str, folder: Path) -> Backbone | Model:
+    """Fetch weights that torchvision names; address, hash, moments and accuracy are what it says of them."""
+    entry = source.entry(backbone)
+    # The digits behind the last hyphen of the file's name are the first of its sha256.
+    with fetched_file(Source(entry.url, sha256=Path(entry.url).stem.rpartition("-")[2]), folder) as file:
+        found = read(file)
+    if not isinstance(found, Backbone):
+        return found
+    moments = entry.transforms()
+    mean, std = (tuple(round(255 * value, 3) for value in values) for values in (moments.mean, moments.std))
+    top_1 = entry.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    return replace(found, mean=mean, std=std, what=f"{source.torchvision} of torchvision, ImageNet top-1 {top_1:.1f} %")
 
 
 def package(name: str) -> Backbone:

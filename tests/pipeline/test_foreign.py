@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import datasets, train, weights
+from pipeline import datasets, settings, train, weights
 from pipeline.config import resolve
-from pipeline.config.schema import Package, Source
+from pipeline.config.schema import Package, Source, TorchvisionWeights
 from pipeline.convert import imagenet, recognise
 from refinenet import RefineNet
 from refinenet.config import Config
@@ -251,6 +251,37 @@ def test_a_resnet_of_torchvision_gives_its_maps(tmp_path: Path) -> None:
     want = create_feature_extractor(theirs, [f"layer{i}" for i in range(1, 5)])(x)
     for got, name in zip(ours(x), want, strict=True):
         assert far(got, want[name]) < 1e-4
+
+
+def test_weights_by_their_name_in_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Address, hash, moments and accuracy are torchvision's; the backbone's own moments are the same."""
+    from torchvision.models import resnet50
+
+    seen: list[Source] = []
+
+    def fetch(source: Source, target: Path) -> None:
+        seen.append(source)
+        target.parent.mkdir(exist_ok=True)
+        torch.save(resnet50().state_dict(), target)
+
+    monkeypatch.setattr(imagenet, "fetch", fetch)
+    name = TorchvisionWeights("ResNet50_Weights.IMAGENET1K_V1")
+    found = imagenet.backbone(name, Config(1, "resnet50"), tmp_path / "archives")
+    assert seen == [Source("https://download.pytorch.org/models/resnet50-0676ba61.pth", sha256="0676ba61")]
+    assert found.what == "ResNet50_Weights.IMAGENET1K_V1 of torchvision, ImageNet top-1 76.1 %"
+    assert (found.backbone, found.stride, found.mean, found.std) == ("resnet50", "3x3", ResNet.mean, ResNet.std)
+    for wrong, near in (
+        ("ResNet50_Weights.IMAGENET1K_V3", r"ResNet50_Weights\.IMAGENET1K_V\d, ResNet50_Weights\.IMAGENET1K_V\d"),
+        ("ResNet101_Weights.IMAGENET1K_V1", r"ResNet50_Weights\.IMAGENET1K_V1, ResNet50_Weights\.IMAGENET1K_V2"),
+        ("resnet50", r"ResNet50_Weights\.IMAGENET1K_V\d, .*"),
+    ):
+        message = (
+            rf"^weights\.resnet50\.torchvision is '{wrong}', which torchvision .* for resnet50; expected one of {near}$"
+        )
+        with pytest.raises(UserError, match=message):
+            imagenet.backbone(TorchvisionWeights(wrong), Config(1, "resnet50"), tmp_path)
+    with pytest.raises(UserError, match="a source of timm weights is a package"):
+        imagenet.backbone(name, Config(1, "timm:resnet50"), tmp_path)
 
 
 def test_safetensors_too_and_what_was_written_here_says_how_it_was_trained(tmp_path: Path) -> None:
@@ -572,6 +603,18 @@ def test_a_profile_names_finished_weights_and_packages(here: Path) -> None:
     assert resolve.load("train", "voc-res101").source == Source("file:///a.mat")
     assert resolve.load("train", "voc-res152").source is None
     assert resolve.load("weights", "resnet50").source == Package("some-package")
+    # On a profile with other weights a source is replaced, not mixed with it.
+    Path("profiles/mine.yaml").write_text("base: paper\nweights: {resnet50: {url: file:///a.pth, sha256: 0676ba61}}\n")
+    made = resolve.resolve()
+    Path("settings.json").write_text(json.dumps(made))
+    assert resolve.load("weights", "resnet50").source == Source("file:///a.pth", sha256="0676ba61")
+    assert resolve.load("weights", "resnet101").source == TorchvisionWeights("ResNet101_Weights.IMAGENET1K_V1")
+    settings.check_weights(made)
+    Path("profiles/mine.yaml").write_text("base: paper\nweights: {resnet50: {torchvision: ResNet50_Weights.V1}}\n")
+    with pytest.raises(
+        UserError, match=r"^profiles/mine\.yaml: weights\.resnet50\.torchvision is 'ResNet50_Weights\.V1'"
+    ):
+        settings.check_weights(resolve.resolve())
     with pytest.raises(
         UserError, match=r"mine\.yaml: models\.voc-res11 is not an experiment of params\.yaml, expected"
     ):
