@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from refinenet.data.split import RGB, Array
@@ -74,22 +75,20 @@ def overlay(image: Array, label: Array, classes: Sequence[str], palette: Sequenc
     smooth = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
     under = Image.fromarray(image).resize(size, smooth, reducing_gap=3.0)
     small = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
+    # torchvision's draw_segmentation_masks gives the same colours from a mask a class, 20 times slower for 20 classes.
     colours = Image.fromarray(colour(small, palette))
-    picture = Image.composite(colours, Image.blend(under, colours, 0.5), _contours(small))
+    picture = Image.composite(colours, Image.blend(under, colours, 0.5), _outlines(small))
     return _above_legend(picture, legend(label, classes, palette))
 
 
-def _contours(label: Array) -> Image.Image:
+def _outlines(label: Array) -> Image.Image:
     """Mask of the pixels within a line's width of another class."""
+    from scipy.ndimage import binary_dilation
+    from skimage.segmentation import find_boundaries
+
+    mask: npt.NDArray[np.bool_] = find_boundaries(label)  # type: ignore[no-untyped-call]  # a pixel on either side
     thickness = max(1, round(label.size**0.5 / 600))
-    mask = np.zeros(label.shape, bool)
-    for d in range(1, thickness + 1):
-        across, down = label[:, d:] != label[:, :-d], label[d:] != label[:-d]
-        mask[:, d:] |= across
-        mask[:, :-d] |= across
-        mask[d:] |= down
-        mask[:-d] |= down
-    return Image.fromarray(mask)
+    return Image.fromarray(binary_dilation(mask, iterations=thickness - 1) if thickness > 1 else mask)
 
 
 def _percent(share: float) -> str:

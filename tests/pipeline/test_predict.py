@@ -337,3 +337,17 @@ def test_an_overlay_is_of_a_size_to_look_at(size: tuple[int, int]) -> None:
     assert page.size < 3 * 6_000_000
     middle = page.shape[1] // 2
     assert tuple(page[0, middle]) in ((50, 50, 50), (160, 160, 80))  # half image, half colour
+
+
+@pytest.mark.parametrize(("size", "line"), [((500, 375), 1), ((1600, 900), 2), ((2800, 1400), 3)])
+def test_an_overlay_outlines_the_classes(size: tuple[int, int], line: int) -> None:
+    """So many pixels on either side of an edge have the pure colour of their class, all others half of the image's."""
+    width, height = size
+    label = np.zeros((height, width), np.uint8)
+    label[:, width // 2 :] = 4
+    page = np.array(overlay(np.full((height, width, 3), 100, np.uint8), label, CLASSES, PALETTE))
+    left = (page.shape[1] - width) // 2
+    row = page[height // 2, left : left + width].astype(int)
+    pure = np.array(PALETTE)[label[0]]
+    outlined = np.abs(np.arange(width) - (width - 1) / 2) < line
+    assert (row == np.where(outlined[:, None], pure, (pure + 100) // 2)).all()
