@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
+from skimage.util import montage
 
 from pipeline.formats.label_images import colour
 from refinenet import metrics
@@ -43,6 +44,7 @@ from refinenet.training import initial, loop
 BACKBONE = "timm:tf_efficientnet_lite0"
 SHOWN = 12  # validation images on a sheet
 HEIGHT = 112  # pixels of each there
+WHITE = (255, 255, 255)
 # Tables 2 and 9 of the paper; each differs from the first in one setting.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "pools-4": {"pools": 4},
@@ -154,18 +156,17 @@ def score(name: str, protocols: Mapping[str, Protocol], choice: argparse.Namespa
 
 
 def sheet(rows: Sequence[Sequence[Array]], target: Path) -> None:
-    """Write H x W x 3 uint8 pictures of equal sizes side by side, each row `HEIGHT` pixels high, two rows on a line."""
-    lines = []
-    for row in rows:
-        white = np.full((len(row[0]), 8, 3), 255, np.uint8)
-        whole = Image.fromarray(np.concatenate([part for picture in row for part in (picture, white)], 1))
-        lines.append(whole.resize((round(whole.width * HEIGHT / whole.height), HEIGHT), Image.Resampling.LANCZOS))
-    width = max((line.width for line in lines), default=1)
-    page = Image.new("RGB", (2 * width + 8, -(-len(lines) // 2) * (HEIGHT + 4)), "white")
-    for place, line in enumerate(lines):
-        page.paste(line, (place % 2 * (width + 8), place // 2 * (HEIGHT + 4)))
+    """Write rows of H x W x 3 uint8 pictures, two rows on a line; each picture fits into 4/3 HEIGHT x HEIGHT pixels."""
+    size = (round(HEIGHT * 4 / 3), HEIGHT)
+    tiles = [
+        np.asarray(ImageOps.pad(Image.fromarray(picture), size, Image.Resampling.LANCZOS, "white"))
+        for row in rows
+        for picture in row
+    ]
+    columns = 2 * len(rows[0])
+    page = montage(tiles, fill=WHITE, grid_shape=(-(-len(tiles) // columns), columns), padding_width=4, channel_axis=-1)
     with atomic_file(target) as part:
-        page.quantize(255).save(part, "png", optimize=True)
+        Image.fromarray(page).quantize(255).save(part, "png", optimize=True)
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
