@@ -18,14 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refinenet.data import IGNORE_INDEX
-from refinenet.data.crops import Crops, Window
-
-__all__ = ["Batch", "Crops", "Window", "copy_windows", "make_batch", "resize_windows"]
+from refinenet.data.crops import Window
 
 PADDING = 128.0  # the authors' mean colour
 
-# Where bytes are resized as they are, which PyTorch has for CPUs: in integers, so every processor gives the same bytes,
-# and in a quarter of the time of float32 (benchmarks/loader.md). It rounds after each pass: 0.3 of 255 on average.
+# Where bytes are resized as they are, which PyTorch has for CPUs: in integers, so the same comes out with and without
+# AVX, and in a quarter of the time of float32 (benchmarks/loader.md). It rounds after each pass: 0.3 of 255 on average.
 ON_BYTES: tuple[str, ...] = ("cpu",)
 
 
@@ -53,7 +51,7 @@ def copy_windows(windows: Sequence[Window], device: torch.device) -> Tensor:
 
 
 def _unpacked(pixels: Tensor, windows: Sequence[Window]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The image, 1 x 3 x h x w, and the label, 1 x 1 x h x w, of each window: views of what `copy_windows` made."""
+    """Yield image, 1 x 3 x h x w, and label, 1 x 1 x h x w, of each window: views of what `copy_windows` made."""
     parts = iter(torch.split(pixels, [array.size for window in windows for array in (window.image, window.label)]))
     for window in windows:
         height, width = window.label.shape
@@ -98,7 +96,7 @@ def resize_windows(
 
 
 def _resize(image: Tensor, size: list[int]) -> Tensor:
-    """1 x 3 x h x w uint8 -> 1 x 3 x size in 0..255, uint8 or float32."""
+    """Resize 1 x 3 x h x w uint8 to 1 x 3 x size, in 0..255: uint8 or float32."""
     if image.device.type in ON_BYTES:
         return F.interpolate(image, size, mode="bicubic", antialias=True)
     return F.interpolate(image.float(), size, mode="bicubic", antialias=True).clamp_(0, 255)
