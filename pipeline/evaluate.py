@@ -24,6 +24,7 @@ from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import track
 from refinenet.atomic import atomic_file, atomic_folder
+from refinenet.config import Protocol
 from refinenet.data.split import RGB, Array, Integers, Sample, Split
 from refinenet.errors import UserError
 from refinenet.metrics import Confusion, Counts, Rule, alternatives, bootstrap, most_frequent, scores
@@ -84,6 +85,14 @@ def summary(data: str, classes: Sequence[str], counts: Counts, per_image: Counts
     return values
 
 
+def headline(protocols: Mapping[str, Protocol]) -> str:
+    """Choose the protocol whose scores stand for the model in MLflow: without a CRF, of the most scales.
+
+    It is the one that most of the paper's rows are printed with.
+    """
+    return max(protocols, key=lambda name: (not protocols[name].crf, len(protocols[name].scales), protocols[name].flip))
+
+
 def batches(sizes: Integers, most: int) -> list[list[int]]:
     """Group images of one size into batches of at most `most` indices. sizes: N x 2, height and width."""
     of_size: dict[tuple[int, ...], list[int]] = {}
@@ -122,7 +131,11 @@ def run(name: str) -> None:
         **{f"scales.{k}": p.scales for k, p in cfg.protocols.items()},
     }
     with (
-        track("evaluate", name, cfg.data, params, {"evaluation data": data}, weights=trained.path) as log,
+        track(
+            *("evaluate", name, cfg.data, params, {"evaluation data": data}),
+            weights=trained.path,
+            headline=headline(cfg.protocols),
+        ) as log,
         progress.bar(f"evaluate {name}", "image", total=len(split)) as bar,
     ):
         begin = time.perf_counter()

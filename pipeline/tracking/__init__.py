@@ -1,13 +1,14 @@
-"""Every training and evaluation in MLflow: parameters, curves, scores, pictures, and which bytes went in.
+"""Record trainings and evaluations: parameters, curves, scores, pictures, models, and which bytes went in.
 
-    with track("train", "voc-res101", "voc", params, {"training data": Path("data/voc/train.arrow")}) as run:
+    with track("train", "voc-res101", "voc", params, {"training data": Path("data/voc")}) as run:
         run.log(step, loss=0.7)
         run.wrote(Path("models/voc-res101.safetensors"))
 
-This is the stage's side. MLflow runs in a process of its own (pipeline/tracking/writer.py), fed through a pipe.
-So its import (3 s), the hashing of the inputs and a slow or locked database never hold a training up; nothing that
-MLflow sets up or prints (logging, warnings, threads) reaches the stage; and when a stage is killed, even by SIGKILL,
-somebody is left to write KILLED over its run. Whatever goes wrong there ends in one line on stderr, never in the stage.
+This is all that stages see of MLflow; for another tracker, replace what stands behind it. MLflow itself is called in a
+process of its own (pipeline/tracking/writer.py), for what it cannot do inside a stage. There `track` would hold the
+stage up until MLflow is imported and the database opened (4 s of CPU and 240 MB; 20 s more where the database is
+locked), a batch that its asynchronous logging fails to write is lost, and nobody would be left to close the run of a
+stage that SIGKILL ends. Here a call appends a line to a file that the other process reads.
 
     python -m pipeline.tracking ui                   MLflow's pages over the same database, on this machine only
     python -m pipeline.tracking find data/voc        the runs that data, weights or an md5 went into or came out of
@@ -19,23 +20,20 @@ import contextlib
 import dataclasses
 import json
 import os
-import queue
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Literal
 
 from pipeline.runtime.cli import Terminated
 
-PATIENCE = 30.0  # seconds that a stage, once it is done, lets the database keep it waiting
+PATIENCE = 30.0  # seconds for which what MLflow refuses is tried again once the stage is done
 HANGING = 600.0  # seconds after which a writer that is neither done nor has given up is taken for hung
 LAST_WORDS = 10.0  # seconds for the writer of a stage that SIGTERM ends: its machine may be gone right after it
-
-Message = dict[str, Any]  # one line of JSON in the pipe
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet"}
 QUIET |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
@@ -43,34 +41,41 @@ _DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOU
 
 
 class Run:
-    """What a stage tells about itself while it runs. No call waits for anything or raises."""
+    """What a stage says of itself while it runs. No call waits for MLflow, and none raises."""
 
-    def __init__(self, writer: _Writer | None) -> None:
-        self._writer = writer
-
-    def _tell(self, **message: object) -> None:
-        if self._writer:
-            self._writer.send(message)
+    def __init__(self, spool: IO[bytes] | None = None) -> None:
+        self._spool = spool  # None: nobody records
 
     def log(self, step: int, **values: float) -> None:
-        """Points of curves, one a keyword, at `step`. What a killed run had logged already is not logged again."""
-        self._tell(do="log", step=step, time=_now(), values=values)
+        """Log points of curves, one a keyword, at `step`. Those that a killed run logged already are left out."""
+        self._send("log", step=step, values=values)
 
     def scores(self, values: Mapping[str, float | None]) -> None:
-        """Final numbers, e.g. "single/mean_iou", "single/iou/aeroplane"; None (no such class in the truth) is left out.
+        """Log final numbers, e.g. "single/mean_iou"; None (no such class in the truth) is left out.
 
         Characters that MLflow refuses in a name become "_".
         """
-        told = {name: value for name, value in values.items() if value is not None}
-        self._tell(do="log", step=0, time=_now(), values=told)
+        self._send("log", step=0, values={name: value for name, value in values.items() if value is not None})
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """A copy of the file `path` under `folder` of the run's artifacts. It has to stay until the block ends."""
-        self._tell(do="artifact", path=str(path.absolute()), folder=folder)
+        """Copy the file `path` to `folder` of the run's artifacts. It has to stay until the block ends."""
+        self._send("artifact", path=str(path.absolute()), folder=folder)
 
     def wrote(self, weights: Path) -> None:
-        """The training ended in the file `weights`: evaluations of these very bytes will hang under it."""
-        self._tell(do="wrote", path=str(weights.absolute()))
+        """Say that the training ended in the file `weights`: evaluations of these very bytes will hang under it."""
+        self._send("wrote", path=str(weights.absolute()))
+
+    def close(self) -> None:
+        """Take nothing more; `track` calls it."""
+        if self._spool:
+            self._spool.close()
+            self._spool = None
+
+    def _send(self, call: str, **values: object) -> None:
+        if self._spool:
+            line = json.dumps({"call": call, "time": _now(), **values}, default=float) + "\n"
+            with contextlib.suppress(OSError):  # a full disk
+                self._spool.write(line.encode())
 
 
 @contextmanager
@@ -82,41 +87,96 @@ def track(
     inputs: Mapping[str, Path],
     resume: Path | None = None,
     weights: Path | None = None,
+    headline: str = "",
 ) -> Iterator[Run]:
     """Record the block as one run, in the database of MLFLOW_TRACKING_URI, else mlflow.db in the working folder.
 
-    `dataset` names MLflow's experiment; a training runs there as "voc-res101", an evaluation as "evaluate voc-res101".
-    `params` may nest (mappings, dataclasses); `inputs`: what for -> file or folder, logged as a dataset whose digest
-    is the md5 that DVC knows it by. `resume`: the folder of a training's checkpoints, where mlflow.json keeps its run
-    id, so that one that was killed goes on in the same run, as long as its params are the same; the file is gone once
-    the block has ended well. `weights`: what an evaluation evaluates, an input as well; its run hangs under the
-    training in this database that wrote them.
+    An error in the block ends the run as FAILED, Ctrl-C, SIGTERM or a kill as KILLED. What could not be recorded is one
+    line on stderr and nothing else. Of several distributed processes only the one with RANK 0 records.
 
-    An error in the block ends the run as FAILED, Ctrl-C, SIGTERM or a kill as KILLED. Of several distributed processes
-    only the one with RANK 0 records.
+    Args:
+        kind: the stage.
+        experiment: names the run, "voc-res101"; of an evaluation "evaluate voc-res101".
+        dataset: names MLflow's experiment.
+        params: may nest (mappings, dataclasses).
+        inputs: what for -> file or folder, logged as a dataset whose digest is the md5 that DVC knows it by.
+        resume: folder of a training's checkpoints, where mlflow.json keeps the run's id, so that a killed training goes
+            on in the same run as long as its params are the same; the file is gone once the block has ended well.
+        weights: what an evaluation evaluates, an input as well; its run hangs under the training that wrote them.
+        headline: protocol of an evaluation whose scores stand for the model: `headline`/mean_iou is logged as mean_iou.
     """
     if os.environ.get("RANK", "0") != "0":
-        yield Run(None)
+        yield Run()
         return
-    writer = _Writer()
-    begin: Message = {"kind": kind, "experiment": experiment, "dataset": dataset, "params": _flat(params)}
-    begin |= {"time": _now(), "patience": PATIENCE}
     everything = {**inputs, "weights": weights} if weights else inputs
-    begin["inputs"] = {context: str(path.absolute()) for context, path in everything.items()}
-    begin |= {"resume": resume and str(resume.absolute()), "weights": weights and str(weights.absolute())}
-    writer.send(begin)
+    run, writer = _start(
+        kind=kind,
+        experiment=experiment,
+        dataset=dataset,
+        params=_flat(params),
+        inputs={purpose: str(path.absolute()) for purpose, path in everything.items()},
+        resume=resume and str(resume.absolute()),
+        weights=weights and str(weights.absolute()),
+        headline=headline,
+        patience=PATIENCE,
+    )
+    status, seconds = "KILLED", 0.0
     try:
-        yield Run(writer)
-    except (Exception, SystemExit):
-        writer.end("FAILED")
-        raise
+        yield run
+        status, seconds = "FINISHED", HANGING
     except Terminated:
-        writer.end("KILLED", seconds=LAST_WORDS)
+        seconds = LAST_WORDS
         raise
-    except BaseException:
-        writer.end("KILLED", seconds=0)
+    except (Exception, SystemExit):
+        status, seconds = "FAILED", HANGING
         raise
-    writer.end("FINISHED")
+    finally:
+        if writer:
+            _end(writer, status, seconds)
+        run.close()
+
+
+def _start(**begin: object) -> tuple[Run, subprocess.Popen[bytes] | None]:
+    """Start the process that writes to MLflow what is said to the run."""
+    try:
+        spool = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with the run
+        run = Run(spool)
+        run._send("begin", **begin)
+        return run, subprocess.Popen(
+            [sys.executable, "-m", "pipeline.tracking.writer", str(spool.fileno())],
+            pass_fds=[spool.fileno()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # The Ctrl-C and the kill that end a stage are not meant for the one who writes down that it ended.
+            start_new_session=True,
+            env=_DEFAULTS | dict(os.environ) | QUIET,
+        )
+    except OSError as error:
+        _warn(f"no process to write it: {error}")
+        return Run(), None
+
+
+def _end(writer: subprocess.Popen[bytes], status: str, seconds: float) -> None:
+    """Say how the run ended, and wait up to `seconds` until it is written; 0: leave it to the writer."""
+    assert writer.stdin
+    if not seconds:
+        writer.stdin.close()  # without a word: killed
+        return
+    try:
+        problem = writer.communicate(f"{status} {_now()}".encode(), seconds)[0].decode()
+        problem = problem or (f"exit code {writer.returncode}" if writer.returncode else "")
+    except subprocess.TimeoutExpired:
+        if seconds < HANGING:
+            return  # it goes on alone
+        writer.kill()
+        problem = f"no answer for {seconds:.0f} seconds"
+    if problem:
+        _warn(problem)
+
+
+def _warn(problem: str) -> None:
+    print(f"warning: MLflow lacks (part of) this run: {problem}", file=sys.stderr)
 
 
 def _now() -> int:
@@ -124,64 +184,9 @@ def _now() -> int:
 
 
 def _flat(params: object, name: str = "") -> dict[str, str]:
-    """Nested settings made flat: {"train": {"crop": 96}} -> {"train.crop": "96"}."""
+    """Flatten nested settings: {"train": {"crop": 96}} -> {"train.crop": "96"}."""
     if dataclasses.is_dataclass(params) and not isinstance(params, type):
         params = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     if not isinstance(params, Mapping):
         return {name: str(params)}
     return {k: v for key, value in params.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
-
-
-class _Writer:
-    """The stage's end of the pipe. A thread of its own empties the queue, so that a full pipe holds nobody up."""
-
-    def __init__(self) -> None:
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._problem = ""
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.tracking.writer"],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                # The Ctrl-C and the kill that end a stage are not meant for the one who writes down that it ended.
-                start_new_session=True,
-                env=_DEFAULTS | dict(os.environ) | QUIET,
-            )
-        except OSError as error:
-            self._problem = f"no process to write it: {error}"
-        self._feeder = threading.Thread(target=self._feed, daemon=True, name="tracking")
-        self._feeder.start()
-
-    def _feed(self) -> None:
-        if not self._process or not self._process.stdin:
-            return
-        with self._process.stdin as pipe, contextlib.suppress(OSError):  # It has gone; its answer says why.
-            while (line := self._lines.get()) is not None:
-                while line:
-                    line = line[os.write(pipe.fileno(), line) :]
-
-    def send(self, message: Message) -> None:
-        if self._feeder.is_alive():
-            self._lines.put(json.dumps(message, default=float).encode() + b"\n")
-
-    def end(self, status: str, seconds: float = HANGING) -> None:
-        """Say how the run ended, and wait up to `seconds` until it is written; 0: let it be written alone."""
-        self.send({"do": "end", "status": status, "time": _now()})
-        self._lines.put(None)
-        if not seconds:
-            return
-        if self._process and self._process.stdout:
-            self._feeder.join(seconds)
-            try:
-                code = self._process.wait(1.0 if self._feeder.is_alive() else seconds)
-                self._problem = self._process.stdout.read().decode() or (f"exit code {code}" if code else "")
-            except subprocess.TimeoutExpired:
-                if seconds < HANGING:
-                    return  # it goes on alone
-                self._process.kill()
-                self._problem = f"no answer for {seconds:.0f} seconds"
-        if self._problem:
-            print(f"warning: MLflow lacks (part of) this run: {self._problem}", file=sys.stderr)

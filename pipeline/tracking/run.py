@@ -1,273 +1,238 @@
-"""One run in MLflow's database, written piece by piece by the process beside a stage."""
+"""One run in MLflow, written piece by piece by the process beside a stage."""
 
 from __future__ import annotations
 
 import contextlib
 import getpass
-import importlib
 import json
 import math
-import os
 import re
-import socket
 import subprocess
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.tracking import Message, database, models
-from pipeline.tracking.database import exclusive
-from refinenet.atomic import atomic_file, process_start_time
+from pipeline.tracking import database, models
+from refinenet.atomic import atomic_file
+from refinenet.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Dataset, Metric, Run
 
-_OVERALL = re.compile(r"[^/]+/(mean_iou|mean_accuracy|pixel_accuracy)")
+Call = dict[str, Any]  # a line of the spool
 
 
-class Record:
-    """One run in the database. `advance` may fail at any point and be called again: each step is done once."""
+class Recorder:
+    """One run of MLflow. `advance` and `end` may fail at any point and be called again: each step is done once.
 
-    def __init__(self, begin: Message) -> None:
+    `problems`: what is wrong with single files, in words; everything else goes on.
+    """
+
+    def __init__(self, begin: Call) -> None:
         self.begin = begin
-        self.params = {_name(name): value[:6000] for name, value in begin["params"].items()}  # as long as MLflow takes
-        self.uri = database.address()
-        self.database = database.file(self.uri)
-        self.me = f"{socket.gethostname()} {os.getpid()} {process_start_time(os.getpid())}"
-        self.resume = Path(begin["resume"], "mlflow.json") if begin["resume"] else None
-        self.run = ""
-        self.status = "KILLED"  # unless the stage says otherwise before the pipe closes
-        self.ended: int | None = None
-        self.pending: list[Message] = []
-        self.problems: list[str] = []  # with one file; everything else goes on
-        self.weights: Path | None = Path(begin["weights"]) if begin["weights"] else None
-        self._experiment = ""  # MLflow's
+        self.problems: list[str] = []
+        self._params = {_name(name): value for name, value in begin["params"].items()}
+        self._uri = database.address()
+        self._database = database.file(self._uri)
+        self._resume = Path(begin["resume"], "mlflow.json") if begin["resume"] else None
+        self._weights = Path(begin["weights"]) if begin["weights"] else None
+        self._steps: list[Callable[[], None]] = [self._open, self._describe, self._log_inputs]
+        self._metrics: list[Metric] = []
+        self._client: MlflowClient
+        self._experiment = self._run = ""  # ids of MLflow's
         self._parent: Run | None = None  # of an evaluation: the training that wrote the weights
-        self._logged: dict[str, int] = {}  # curve -> last step that the run had when it was taken up again
-        self._scores: dict[str, float] = {}  # of whole images: "single/mean_iou", not of single classes
+        self._last: dict[str, int] = {}  # curve -> last step that the run had when it was taken up again
+        self._scores: dict[str, float] = {}  # "single/mean_iou", not of single classes
         self._tags: dict[str, str] = {}
-        self._data_md5s: dict[str, str] = {}  # tag -> md5; "data.md5": of the run's own data set
-        self._described = self._inputs_known = self._ended = False
+        self._data: dict[str, Dataset] = {}  # by tag; "data.md5": the run's own data set
+
+    def take(self, calls: Iterable[Call]) -> None:
+        """Have what the stage said among what is to be written."""
+        for call in calls:
+            self._steps.append(partial(getattr(self, f"_{call['call']}"), call))
 
     def advance(self, patience: float) -> None:
-        """Write what is pending. Raises whatever the database raises."""
-        if not self._tags:
-            self._tags = self._own_tags()
-        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")  # seconds that no other writer need wait for
-        with exclusive(self.database, patience):
-            client = self._client()
-            if not self.run:
-                self._open(client)
-            if not self._described:
-                self._describe(client)
-        if not self._inputs_known:
-            datasets = self._inputs()
-            with exclusive(self.database, patience):
-                client.log_inputs(self.run, datasets=datasets or None)
-                for tag, md5 in self._data_md5s.items():
-                    client.set_tag(self.run, tag, md5)
-            self._inputs_known = True
-        with exclusive(self.database, patience):
-            self._write(client)
+        """Write what has been said. Raises what MLflow raises, within `patience` seconds where an sqlite is locked."""
+        if self._database and self._run and self._steps:
+            database.check(self._database, patience)
+        while self._steps:
+            try:
+                self._steps[0]()
+            except UserError as error:
+                if not self._run:
+                    raise
+                self.problems.append(str(error))
+            del self._steps[0]
+        self._client.log_batch(self._run, metrics=self._metrics)
+        self._metrics = []
 
-    def close(self, patience: float) -> None:
-        """Write the run's end."""
-        if self._ended:
-            return
-        with exclusive(self.database, patience):
-            client = self._client()
-            if self.status == "KILLED" and client.get_run(self.run).data.tags.get("writer") != self.me:
-                return  # The stage has been started again meanwhile, and the run is its successor's.
-            if self.status == "FINISHED" and self.resume:
-                self.resume.unlink(missing_ok=True)
-            if headline := self._metrics_of(self._headline()) if self.status == "FINISHED" else []:
-                client.log_batch(self.run, metrics=headline)
-                if self._parent:
-                    client.log_batch(self._parent.info.run_id, metrics=headline)
-            client.set_terminated(self.run, self.status, self.ended)
-            self._ended = True
+    def end(self, status: str, at: int, patience: float) -> None:
+        """Write the rest and how the run ended, at `at` (ms); keep its model if it ended well."""
+        self.advance(patience)
+        if status == "KILLED" and self._client.get_run(self._run).data.tags["writer"] != database.writer():
+            return  # The stage has been started again meanwhile, and the run is its successor's.
+        if status == "FINISHED":
+            if self._resume:
+                self._resume.unlink(missing_ok=True)
+            for run in [self._run, *([self._parent.info.run_id] if self._parent else [])]:
+                self._client.log_batch(run, metrics=_metrics(self._headline(), at))
+        self._client.set_terminated(self._run, status, at)
+        if status == "FINISHED" and self._weights:
+            with database.exclusive(self._database):
+                self._keep_model(self._weights, at)
 
-    def keep_model(self, patience: float) -> None:
-        """Log the model of a training that has ended well, register that of such an evaluation."""
-        if self.status != "FINISHED" or not self.weights:
-            return
-        md5, about = self._tags["weights.md5"], models.read_about(self.weights)
-        experiment, name, client = self._experiment, _name(self.begin["experiment"]).replace("/", "_"), self._client()
-        with exclusive(self.database, patience):
-            model = models.logged(client, experiment, name, md5)
-            if not model:
-                params = self._parent.data.params if self._parent else self.params
-                owner = self._parent.info.run_id if self._parent else self.run
-                model = models.begin(client, experiment, name, md5, owner, params)
-        if not models.filled(model):
-            models.fill(client, model, self.weights, md5, about)
-        with exclusive(self.database, patience):
-            models.finish(client, model, self.run if self.begin["kind"] == "train" else model.source_run_id)
-            if score := self._score():
-                models.compare(client, self.run, model, self._metrics_of(self._scores | self._headline()))
-                name = models.experiment_of(name)
-                tags = {"weights.md5": md5, "data.md5": self._data_md5s.get("data.md5", "")}
-                tags |= {"trained as": self.begin["experiment"], "dataset": self.begin["dataset"]}
-                tags |= {"profile": self.params.get("profile", "")}
-                models.register(client, name, model, score, {key: value for key, value in tags.items() if value})
-
-    def _score(self) -> models.Score | None:
-        """The score of an evaluation that stands for its model."""
-        found = {name.partition("/")[0]: value for name, value in self._scores.items() if name.endswith("/mean_iou")}
-        return models.table_score(models.experiment_of(self.begin["experiment"]), found)
-
-    def _headline(self) -> dict[str, float]:
-        """The scores that stand for the model under names without a protocol, the same in every run."""
-        score = self._score()
-        of = f"{score.protocol}/" if score else "-"
-        return {name.removeprefix(of): value for name, value in self._scores.items() if name.startswith(of)}
-
-    def _metrics_of(self, values: dict[str, float]) -> list[Metric]:
-        from mlflow.entities import Metric
-
-        return [Metric(name, value, self.ended or self.begin["time"], 0) for name, value in values.items()]
-
-    def _client(self) -> MlflowClient:
-        import mlflow
-
-        mlflow.set_tracking_uri(self.uri)  # where it looks a models:/ address up
-        return mlflow.MlflowClient(tracking_uri=self.uri)
-
-    def _own_tags(self) -> dict[str, str]:
+    def _open(self) -> None:
+        """Find or make MLflow's experiment and the run."""
         begin = self.begin
-        tags = {"stage": begin["kind"], "writer": self.me, "mlflow.source.name": f"pipeline.{begin['kind']}"}
-        tags |= {"experiment": begin["experiment"], "mlflow.source.type": "LOCAL", **_git()}
-        with contextlib.suppress(OSError, KeyError):
-            tags["mlflow.user"] = getpass.getuser()
-        if begin["weights"]:
-            tags["weights.md5"] = dvc_md5(Path(begin["weights"]))
-        return tags
+        if self._database:
+            database.prepare(self._database, begin["patience"])
+        database.close_killed(self._uri)
 
-    def _open(self, client: MlflowClient) -> None:
-        """Find or make MLflow's experiment and the run; what earlier processes left RUNNING is marked."""
-        begin = self.begin
-        experiment = client.get_experiment_by_name(begin["dataset"])
-        if experiment is None:
-            folder = (self.database.parent / "mlruns" / begin["dataset"]).as_uri() if self.database else None
-            experiment_id = client.create_experiment(begin["dataset"], artifact_location=folder)
+        from mlflow import MlflowClient
+
+        client = self._client = MlflowClient(self._uri)
+        found = client.get_experiment_by_name(begin["dataset"])
+        if found is None:
+            folder = (self._database.parent / "mlruns" / begin["dataset"]).as_uri() if self._database else None
+            self._experiment = client.create_experiment(begin["dataset"], artifact_location=folder)
         else:
-            experiment_id = experiment.experiment_id
-            if experiment.lifecycle_stage == "deleted":
-                client.restore_experiment(experiment_id)
-        self._experiment = experiment_id
-        name = begin["experiment"] if begin["kind"] == "train" else f"evaluate {begin['experiment']}"
-        earlier = self._earlier(client, experiment_id)
-        query = f"attributes.status = 'RUNNING' and attributes.run_name = '{name}'"
-        for left in client.search_runs([experiment_id], query):
-            if _writer_gone(left) and not (earlier and left.info.run_id == earlier.info.run_id):
-                client.set_terminated(left.info.run_id, "KILLED")
-        if earlier:
+            self._experiment = found.experiment_id
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(self._experiment)
+        self._tags = {"stage": begin["kind"], "experiment": begin["experiment"], "writer": database.writer()}
+        self._tags |= {"mlflow.source.name": f"pipeline.{begin['kind']}", "mlflow.source.type": "LOCAL", **_git()}
+        with contextlib.suppress(OSError, KeyError):
+            self._tags["mlflow.user"] = getpass.getuser()
+        if self._weights:
+            self._find_parent(self._weights)
+        if earlier := self._earlier():
+            self._run = earlier.info.run_id
             for key in earlier.data.metrics:
-                self._logged[key] = max(point.step for point in client.get_metric_history(earlier.info.run_id, key))
-            self.run = earlier.info.run_id
-            client.update_run(self.run, status="RUNNING")
-            return
-        if "weights.md5" in self._tags:
-            md5 = self._tags["weights.md5"]
-            query = f"tags.stage = 'train' and tags.`weights.md5` = '{md5}'"
-            wrote = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
-            self._tags["weights.from"] = "a training in this database" if wrote else "elsewhere (pulled)"
-            if wrote:
-                self._parent = wrote[0]
-                self._tags["mlflow.parentRunId"] = wrote[0].info.run_id
-                # A chart of MLflow's sets scores against params of the same run.
-                self.params = {**wrote[0].data.params, **self.params}
-        run = client.create_run(experiment_id, start_time=begin["time"], tags=self._tags, run_name=name)
-        self.run = run.info.run_id
+                self._last[key] = max(point.step for point in client.get_metric_history(self._run, key))
+            client.update_run(self._run, status="RUNNING")
+        else:
+            name = begin["experiment"] if begin["kind"] == "train" else f"evaluate {begin['experiment']}"
+            made = client.create_run(self._experiment, start_time=begin["time"], tags=self._tags, run_name=name)
+            self._run = made.info.run_id
 
-    def _earlier(self, client: MlflowClient, experiment_id: str) -> Run | None:
-        """The run that a killed process of the same training began."""
-        if not self.resume or not self.resume.is_file():
+    def _earlier(self) -> Run | None:
+        """Find the run that a killed process of the same training began."""
+        if not self._resume or not self._resume.is_file():
             return None
         from mlflow.exceptions import MlflowException
 
         try:
-            run = client.get_run(str(json.loads(self.resume.read_text())["run"]))
+            run = self._client.get_run(str(json.loads(self._resume.read_text())["run"]))
         except (ValueError, KeyError, TypeError, MlflowException):
             return None  # another database, or a file that is not ours
-        same = run.info.experiment_id == experiment_id and run.info.lifecycle_stage == "active"
-        return run if same and run.data.params in ({}, self.params) else None
+        same = run.info.experiment_id == self._experiment and run.info.lifecycle_stage == "active"
+        return run if same and run.data.params in ({}, self._params) else None
 
-    def _describe(self, client: MlflowClient) -> None:
+    def _find_parent(self, weights: Path) -> None:
+        """Find the training that wrote the weights of an evaluation, which then has its parameters, too.
+
+        (A chart of MLflow's sets scores against parameters of the same run.)
+        """
+        md5 = self._tags["weights.md5"] = dvc_md5(weights)
+        query = f"tags.stage = 'train' and tags.`weights.md5` = '{md5}'"
+        for found in self._client.search_runs([self._experiment], query, order_by=["start_time DESC"])[:1]:
+            self._parent = found
+            self._params = {**found.data.params, **self._params}
+            self._tags["mlflow.parentRunId"] = found.info.run_id
+        self._tags["weights.from"] = "a training in this database" if self._parent else "elsewhere (pulled)"
+
+    def _describe(self) -> None:
         from mlflow.entities import Param, RunTag
 
-        if self.resume:
-            with atomic_file(self.resume) as part:
-                part.write_text(json.dumps({"run": self.run}) + "\n")
-        params = [Param(name, value) for name, value in self.params.items()]
-        tags = [RunTag(name, value) for name, value in self._tags.items()]
-        for first in range(0, max(len(params), 1), 100):  # MLflow takes 100 a call
-            client.log_batch(self.run, params=params[first : first + 100], tags=tags)
-        self._described = True
+        if self._resume:
+            with atomic_file(self._resume) as part:
+                part.write_text(json.dumps({"run": self._run}) + "\n")
+        params = [Param(name, value) for name, value in self._params.items()]
+        self._client.log_batch(self._run, params=params, tags=[RunTag(*tag) for tag in self._tags.items()])
 
-    def _inputs(self) -> list[Any]:
+    def _log_inputs(self) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         datasets = []
-        for context, text in self.begin["inputs"].items():
+        for purpose, text in self.begin["inputs"].items():
             path = Path(text)
             name = path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else text
             try:
                 md5 = dvc_md5(path)
-                dataset = Dataset(name, md5, "local", json.dumps({"uri": name}))
-            except Exception as error:
-                self.problems.append(line(error))
+            except UserError as error:
+                self.problems.append(str(error))
                 continue
-            datasets.append(DatasetInput(dataset, tags=[InputTag("mlflow.data.context", context)]))
-            if context.partition(",")[0].endswith(" data"):
+            dataset = Dataset(name, md5, "local", json.dumps({"uri": name}))
+            datasets.append(DatasetInput(dataset, tags=[InputTag("mlflow.data.context", purpose)]))
+            if purpose.partition(",")[0].endswith(" data"):
                 own = path.name == self.begin["dataset"]
-                self._data_md5s["data.md5" if own else f"data.md5.{_name(path.name)}"] = md5
-        return datasets
+                self._data["data.md5" if own else f"data.md5.{_name(path.name)}"] = dataset
+        self._client.log_inputs(self._run, datasets=datasets or None)
+        for tag, dataset in self._data.items():
+            self._client.set_tag(self._run, tag, dataset.digest)
 
-    def _write(self, client: MlflowClient) -> None:
-        metrics = [metric for message in self.pending if message["do"] == "log" for metric in self._metrics(message)]
-        for first in range(0, len(metrics), 1000):  # MLflow takes 1,000 a call; the same point twice is one point
-            client.log_batch(self.run, metrics=metrics[first : first + 1000])
-        self.pending = [message for message in self.pending if message["do"] != "log"]
-        while self.pending:
-            message = self.pending[0]
-            try:
-                if message["do"] == "artifact":
-                    client.log_artifact(self.run, message["path"], message["folder"] or None)
-                elif message["do"] == "wrote":
-                    weights = Path(message["path"])
-                    self._tags["weights.md5"] = dvc_md5(weights)
-                    client.set_tag(self.run, "weights.md5", self._tags["weights.md5"])
-                    self.weights = weights
-            except Exception as error:
-                if Path(message["path"]).is_file():
-                    raise
-                self.problems.append(line(error))
-            self.pending.pop(0)
-
-    def _metrics(self, message: Message) -> list[Metric]:
-        from mlflow.entities import Metric
-
-        step, values = message["step"], {_name(name): value for name, value in message["values"].items()}
+    def _log(self, call: Call) -> None:
+        step, values = call["step"], {_name(name): value for name, value in call["values"].items()}
+        new = {name: value for name, value in values.items() if step > self._last.get(name, -1)}
+        self._metrics += _metrics(new, call["time"], step)
         if self.begin["kind"] == "evaluate":
-            told = {name: value for name, value in values.items() if _OVERALL.fullmatch(name)}
-            self._scores |= {name: value for name, value in told.items() if not math.isnan(value)}
-        new = {name: value for name, value in values.items() if step > self._logged.get(name, -1)}
-        return [Metric(name, value, message["time"], step) for name, value in new.items() if not math.isnan(value)]
+            self._scores |= {name: value for name, value in values.items() if name.count("/") == 1}
+
+    def _artifact(self, call: Call) -> None:
+        if not Path(call["path"]).is_file():
+            raise UserError(f"{call['path']}: no such file")
+        self._client.log_artifact(self._run, call["path"], call["folder"] or None)
+
+    def _wrote(self, call: Call) -> None:
+        self._tags["weights.md5"] = dvc_md5(Path(call["path"]))
+        self._client.set_tag(self._run, "weights.md5", self._tags["weights.md5"])
+        self._weights = Path(call["path"])
+
+    def _headline(self) -> dict[str, float]:
+        """Return the scores that stand for the model, under names without a protocol, the same in every run."""
+        of = f"{self.begin['headline']}/"
+        return {name.removeprefix(of): value for name, value in self._scores.items() if name.startswith(of)}
+
+    def _keep_model(self, weights: Path, at: int) -> None:
+        """Log the model of a training; have the scores of an evaluation at its model, and register that."""
+        from mlflow.entities import LoggedModelInput, Metric
+
+        client, name, md5 = self._client, _name(self.begin["experiment"]).replace("/", "_"), self._tags["weights.md5"]
+        owner = self._parent.info.run_id if self._parent else self._run
+        params = self._parent.data.params if self._parent else self._params
+        model = models.log_model(client, self._experiment, name, weights, md5, owner, params)
+        if "mean_iou" not in (headline := self._headline()):
+            return
+        data = self._data.get("data.md5")
+        where = (model.model_id, data.name, data.digest) if data else (model.model_id,)
+        scores = [Metric(m.key, m.value, at, 0, *where) for m in _metrics(self._scores | headline, at)]
+        client.log_batch(self._run, metrics=scores)
+        client.log_inputs(self._run, models=[LoggedModelInput(model.model_id)])
+        tags = {"protocol": self.begin["headline"], "mean_iou": repr(headline["mean_iou"]), "weights.md5": md5}
+        tags |= {"data.md5": data.digest if data else "", "dataset": self.begin["dataset"]}
+        tags |= {"trained as": self.begin["experiment"], "profile": self._params.get("profile", "")}
+        models.register(client, model, {key: value for key, value in tags.items() if value})
+
+
+def _metrics(values: dict[str, float], at: int, step: int = 0) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    return [Metric(name, value, at, step) for name, value in values.items() if not math.isnan(value)]
 
 
 def _name(name: str) -> str:
-    """`name` as MLflow takes it: letters, digits and "_-. /" only, and as a path its own normal form."""
+    """Return `name` as MLflow takes it: letters, digits and "_-. /" only, and as a path its own normal form."""
     parts = [part if part.strip(".") else "_" for part in re.sub(r"[^\w\-. /]", "_", name).split("/") if part]
     return "/".join(parts)[:250] or "_"
 
 
 def _git() -> dict[str, str]:
-    """The commit, and whether tracked files differ from it, other than those that the graph itself writes."""
+    """Return the commit, and whether tracked files differ from it, other than those that the graph itself writes."""
     written = [":(exclude)dvc.lock", ":(exclude)metrics", ":(exclude)results"]
-    status = ["status", "--porcelain", "--untracked-files=no", "--", ".", *written]
-    commands = (["rev-parse", "HEAD"], status)
+    commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", ".", *written])
     try:
         commit, changed = (
             subprocess.run(["git", "--no-optional-locks", *command], capture_output=True, check=True, timeout=60).stdout
@@ -278,15 +243,6 @@ def _git() -> dict[str, str]:
     return {"mlflow.source.git.commit": commit.decode().strip(), "git.dirty": "true" if changed else "false"}
 
 
-def _writer_gone(run: Run) -> bool:
-    """Whether the process that recorded `run` ran on this machine and is no more."""
-    host, pid, born = (*run.data.tags.get("writer", "").split(), "", "", "")[:3]
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    now = process_start_time(int(pid))
-    return not now or (born.isdigit() and now.isdigit() and born != now)
-
-
-def line(error: BaseException) -> str:
-    """The first line of what an error says."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:400]

@@ -2,8 +2,8 @@
 
     mlflow models serve -m models:/voc-res101@best --env-manager local --port 5001
 
-MLflow calls `_load_pyfunc`, whose name is MLflow's. What it is given is the weights' safetensors file: nothing is
-unpickled, and no code comes out of the database; the code is this project's, installed where the model is loaded.
+MLflow calls `_load_pyfunc`, whose name is MLflow's, with the weights' safetensors file: nothing is unpickled, and no
+code comes out of the database; the code is this project's, installed where the model is loaded.
 """
 
 from __future__ import annotations
@@ -31,41 +31,42 @@ class Served:
 
         from refinenet.inference.predictor import Predictor
 
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._predictor = Predictor(weights, torch.device(chosen))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._predictor = Predictor(weights, torch.device(device))
         self._alone = threading.Lock()
 
     def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """The column `image` (bytes of image files) -> columns `label` and `classes`, as tracking/models.py signs it.
+        """Label the column `image` (bytes of image files): columns `label` and `classes`, as `models.signature` says.
 
         A label is the bytes of a palette PNG of the upright image's size: index of `classes`, 255 = void. `params`:
         `scales` and `flip`, as `pipeline.predict` has them. MlflowException (status 400) for what is no image.
         """
         import pandas as pd
+        from mlflow.exceptions import MlflowException
 
         from pipeline.formats.label_images import indexed
         from refinenet.config import Protocol
 
-        told = params or {}
-        scales = tuple(float(scale) for scale in told.get("scales", (1.0,)))
-        if not scales or not all(0 < scale <= 8 for scale in scales):
-            raise _refused(f"scales: {list(scales)}, expected numbers above 0, 8 at most")
-        protocol, labels = Protocol(scales, bool(told.get("flip", False))), []
-        for number, data in enumerate(table["image"]):
-            with self._alone:
-                try:
+        scales = tuple(float(scale) for scale in (params or {}).get("scales", (1.0,)))
+        labels = []
+        try:
+            if not scales or not all(0 < scale <= 8 for scale in scales):
+                raise UserError(f"scales: {list(scales)}, expected numbers above 0, 8 at most")
+            protocol = Protocol(scales, bool((params or {}).get("flip", False)))
+            for number, data in enumerate(table["image"]):
+                png = BytesIO()
+                with self._alone:
                     image = _decoded(bytes(data), f"image {number}")
                     label = self._predictor.label_photo(image, protocol, f"image {number}")
-                except UserError as error:
-                    raise _refused(str(error)) from None
-            png = BytesIO()
-            indexed(label, self._predictor.palette).save(png, "png")
-            labels.append(png.getvalue())
+                indexed(label, self._predictor.palette).save(png, "png")
+                labels.append(png.getvalue())
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
         return pd.DataFrame({"label": labels, "classes": [list(self._predictor.classes)] * len(labels)})
 
 
 def _decoded(data: bytes, where: str) -> Array:
-    """The bytes of an image file -> H x W x 3 uint8 RGB, upright. UserError where they are none."""
+    """Decode the bytes of an image file: H x W x 3 uint8 RGB, upright. UserError where they are none."""
     from PIL import Image, UnidentifiedImageError
 
     from pipeline.formats.photo import as_seen
@@ -79,16 +80,8 @@ def _decoded(data: bytes, where: str) -> Array:
         raise UserError(f"{where}: cannot be read ({' '.join(str(error).split())})") from None
 
 
-def _refused(reason: str) -> Exception:
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-
-    error: Exception = MlflowException(reason, INVALID_PARAMETER_VALUE)
-    return error
-
-
 def _load_pyfunc(path: str, config: Mapping[str, Any]) -> Served:
-    """The model of the safetensors file `path`. UserError if its md5 is no longer the one that was logged.
+    """Load the model of the safetensors file `path`. UserError if its md5 is no longer the one that was logged.
 
     `config`, as logged: "md5", and "device", which MLFLOW_PYFUNC_INFERENCE_CONFIG='{"device": "cpu"}' sets; "" is a GPU
     where there is one.

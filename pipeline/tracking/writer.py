@@ -1,89 +1,68 @@
-"""The process beside a stage that writes what `pipeline.tracking` sends it into MLflow's database.
+"""The process beside a stage that writes to MLflow what the stage says: `python -m pipeline.tracking.writer SPOOL`.
 
-    python -m pipeline.tracking.writer     started by `track`: messages on stdin, what went wrong on stdout
-
-mlflow is imported late, so that an import that fails is said like any other failure. The first message is what `track`
-was called with; one for every call of `Run`, and the end, follow it. A pipe that closes without an end is a stage that
-was killed.
-
-Once a run has ended well its model is kept, too (tracking/models.py): a training's is logged under it, an evaluation's
-is registered, with the score.
+Started by `track`. SPOOL is the number of an open file, to which the stage appends a line of JSON for each call of
+`Run`. On stdin comes how the stage ended; stdin that closes without a word is a stage that was killed. What went wrong
+goes to stdout in one line.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
-import signal
-import sqlite3
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
-from pipeline.tracking.run import Record, line
-from refinenet.errors import UserError
+from pipeline.tracking.run import Recorder, first_line
 
-
-def _batches(seconds: float = 0.3) -> Iterator[list[bytes]]:
-    """The lines of stdin, those that come within `seconds` together: a fast loop makes few transactions."""
-    unread = b""
-    while chunk := os.read(0, 1 << 20):
-        deadline = time.monotonic() + seconds
-        while chunk:
-            unread += chunk
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([0], [], [], left)[0]:
-                break
-            chunk = os.read(0, 1 << 20)
-        *lines, unread = unread.split(b"\n")
-        yield lines
+OFTEN, SELDOM = 0.3, 5.0  # seconds between looks at the spool; where MLflow has just refused something
 
 
-def _write() -> None:
-    """Record what the stage says on stdin until it ends or is killed; say on stdout what went wrong, if it did."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answer, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    record: Record | None = None
-    problem = ""
-    for lines in _batches():
-        for message in map(json.loads, lines):
-            if record is None:
-                record = Record(message)
-            elif message["do"] == "end":
-                record.status, record.ended = message["status"], message["time"]
-            else:
-                record.pending.append(message)
-        if record and record.status == "KILLED":
-            # A failure here is no loss yet: what is pending is tried again with the next message, and at the end.
-            with contextlib.suppress(Exception):
-                record.advance(record.begin["patience"])
-    if record is None:
-        return
-    deadline = time.monotonic() + record.begin["patience"]
-    while True:
-        left = deadline - time.monotonic()
+def main(spool: int) -> None:
+    """Record what stands in `spool` until the stage ends or is killed."""
+    answer = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # MLflow prints
+    read = 0
+
+    def calls() -> list[dict[str, object]]:
+        nonlocal read
+        data = os.pread(spool, os.fstat(spool).st_size - read, read)
+        data = data[: data.rfind(b"\n") + 1]
+        read += len(data)
+        return [json.loads(line) for line in data.splitlines()]
+
+    begin, *rest = calls()
+    recorder = Recorder(begin)
+    recorder.take(rest)
+    pause = 0.0
+    while not select.select([0], [], [], pause)[0]:
+        recorder.take(calls())
         try:
-            record.advance(max(left, 0.1))
-            record.close(max(left, 0.1))
-            try:
-                record.keep_model(max(left, 0.1))
-            except (TimeoutError, sqlite3.Error):
-                raise  # the database, which may be free in a moment
-            except UserError as error:
-                record.problems.append(line(error))
-            except Exception as error:
-                record.problems.append(f"its model: {line(error)}")
-            problem = "; ".join(record.problems)
-            break
+            recorder.advance(1.0)
+            pause = OFTEN
+        except Exception:  # no loss yet: it is tried again, and once more at the end
+            pause = SELDOM
+    status, _, at = os.read(0, 100).decode().partition(" ")
+    recorder.take(calls())
+    patience = recorder.begin["patience"]
+    problem = _until_done(lambda: recorder.end(status or "KILLED", int(at or time.time() * 1000), patience), patience)
+    os.write(answer, "; ".join(filter(None, [*recorder.problems, problem])).encode())
+
+
+def _until_done(work: Callable[[], None], patience: float) -> str:
+    """Do `work`, and again for `patience` seconds while it fails; what it failed of, "" if it did not."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            work()
+            return ""
         except Exception as error:
-            problem = line(error)
-            if left <= 0:
-                break
-            time.sleep(min(1.0, left))
-    os.write(answer, problem.encode())
+            if time.monotonic() >= deadline:
+                return first_line(error)
+            time.sleep(min(1.0, patience))
 
 
 if __name__ == "__main__":
-    _write()
+    main(int(sys.argv[1]))
+    os._exit(0)  # a second less than to take down all that MLflow has imported, while the stage waits

@@ -71,7 +71,7 @@ class Told(Run):
         super().__init__(None)
         self.values: dict[str, Any] = {}
 
-    def _tell(self, **message: Any) -> None:
+    def _send(self, call: str, **message: Any) -> None:
         self.values |= message.get("values", {})
 
 

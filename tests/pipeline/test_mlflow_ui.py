@@ -52,13 +52,17 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for step in range(50):
                 run.log(step, loss=3 / (step + 1))
             run.wrote(root / "model.safetensors")
-        with track("evaluate", "voc-res101", "voc", {}, {}, weights=root / "model.safetensors") as run:
+        with track(
+            "evaluate", "voc-res101", "voc", {}, {}, weights=root / "model.safetensors", headline="single"
+        ) as run:
             run.scores({"single/mean_iou": 0.4375, "single/iou/dining table": 0.625})
             Image.linear_gradient("L").save(root / "0.png")
             run.artifact(root / "0.png", "predictions")
         with track("train", "voc-res152", "voc", {"crop": 128}, {"training data": root / "data"}) as run:
             run.wrote(root / "other.safetensors")
-        with track("evaluate", "voc-res152", "voc", {}, {}, weights=root / "other.safetensors") as run:
+        with track(
+            "evaluate", "voc-res152", "voc", {}, {}, weights=root / "other.safetensors", headline="single"
+        ) as run:
             run.scores({"single/mean_iou": 0.5625})
     return root
 

@@ -26,11 +26,10 @@ import pytest
 from PIL import Image
 from thin_network import CLASSES, network
 
-from pipeline import predict, tracking
+from pipeline import predict
 from pipeline.runtime.dvc_md5 import dvc_md5
-from pipeline.tracking import models, track
-from pipeline.tracking.database import find, main
-from pipeline.tracking.run import Record
+from pipeline.tracking import track
+from pipeline.tracking.__main__ import find, main
 from refinenet.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,12 +50,12 @@ def train(weights: Path, name: str = "voc-res101") -> None:
 
 
 def evaluate(weights: Path, mean_iou: float, name: str = "voc-res101") -> None:
-    """Scores as `evaluate` tells them; the table prints voc-res101's "multi", which is not the last."""
+    """Scores as `evaluate` gives them; "multi" stands for the model."""
     params, inputs = {"profile": "mini", "images": 12}, {"evaluation data": Path("data/voc")}
-    with track("evaluate", name, "voc", params, inputs, weights=weights) as run:
+    with track("evaluate", name, "voc", params, inputs, weights=weights, headline="multi") as run:
         run.scores({"images_per_second": 3.0})
         for protocol, change in (("single", -0.01), ("multi", 0.0), ("crf", 0.3)):
-            run.scores({f"{protocol}/mean_iou": mean_iou + change, f"{protocol}/mean_iou_low": 0.1})
+            run.scores({f"{protocol}/mean_iou": mean_iou + change, f"{protocol}/official/mean_iou": 0.1})
             run.scores({f"{protocol}/iou/sky": 0.7, f"{protocol}/iou/tree": None})
 
 
@@ -160,30 +159,9 @@ def aliases() -> dict[str, str]:
     return {alias: str(version) for alias, version in client().get_registered_model("voc-res101").aliases.items()}
 
 
-class Here:
-    """What writes a run down, in this process: where many are written, starting one for each would cost minutes."""
-
-    def __init__(self) -> None:
-        self.record: Record | None = None
-
-    def send(self, message: dict[str, Any]) -> None:
-        if self.record is None:
-            self.record = Record(json.loads(json.dumps(message)))
-        else:
-            self.record.pending.append(message)
-
-    def end(self, status: str, seconds: float = 0.0) -> None:
-        assert self.record
-        self.record.status, self.record.ended = status, int(time.time() * 1000)
-        for step in (self.record.advance, self.record.close, self.record.keep_model):
-            step(30.0)
-        assert not self.record.problems
-
-
 def test_the_registry_has_one_version_for_each_md5_and_best_is_the_best(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "_Writer", Here)
     shutil.copytree(project, tmp_path / "copy")  # not to disturb the others
     monkeypatch.chdir(tmp_path / "copy")
     first, second = Path("models/voc-res101.safetensors"), Path("models/voc-res101-seed1.safetensors")
@@ -208,33 +186,6 @@ def test_the_registry_has_one_version_for_each_md5_and_best_is_the_best(
     evaluate(second, 0.1, "voc-res101-seed1")
     assert aliases() == {"best": "2", "miou-43_75": "1", "miou-10_00": "2"}
     assert len(client().search_logged_models(["1"])) == 2
-
-
-def test_weights_that_cannot_be_logged_are_one_line(
-    project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    numbers = tmp_path / "numbers"
-    numbers.write_bytes(b"numbers")
-    with track("train", "numbers", "voc", {}, {}) as run:
-        run.log(1, loss=1.0)
-        run.wrote(numbers)
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith(f"warning: MLflow lacks (part of) this run: {numbers}: not logged as a model")
-    assert err.count("\n") == 1
-    assert runs()["numbers"].info.status == "FINISHED"
-    assert [model.name for model in client().search_logged_models(["1"])] == ["voc-res101"]
-
-
-def test_score_of_the_table() -> None:
-    def chosen(experiment: str, *protocols: str) -> str | None:
-        score = models.table_score(experiment, dict.fromkeys(protocols, 0.5))
-        return score and score.protocol
-
-    assert chosen("voc-res101", "single", "multi", "crf") == "multi"
-    assert chosen("nyud-res50-single", "single", "multi") == "single"  # Table 9 is single-scale
-    assert chosen("leaves-res50", "single", "multi", "crf") == "crf"
-    assert chosen("voc-res101") is None
 
 
 def loaded(folder: Path) -> Any:
@@ -362,7 +313,6 @@ def test_a_server_is_sent_the_weights_once(project: Path, tmp_path: Path, monkey
     from mlflow import MlflowClient
 
     weights = Path("models/voc-res101.safetensors")
-    monkeypatch.setattr(tracking, "_Writer", Here)
     # The server of a cluster, as docs/cluster.md starts it; jobs call it by a name that it was told.
     page = (Path(__file__).resolve().parents[2] / "docs/cluster.md").read_text()
     command = shlex.split(re.findall(r"^ +mlflow (server .*)$", page, re.M)[0])
