@@ -148,13 +148,13 @@ def cost(
     """What a training took, by its log and its settings. `run`: of an experiment, None of a pretraining."""
     told = training(name, chosen)
     recipe, steps = told["recipe"], round(curve.steps[-1]) if curve.steps else 0
-    crops = steps * int(recipe["batch"])
+    crops = steps * int(recipe["batch_size"])
     model = root / "models" / f"{name}.safetensors"
     return Cost(
         name=name,
         backbone=str(told["network"]["backbone"]),
         steps=steps,
-        batch=int(recipe["batch"]),
+        batch=int(recipe["batch_size"]),
         crop=int(recipe["crop"]),
         crops=crops,
         megapixels=crops * int(recipe["crop"]) ** 2 / 1e6,
