@@ -6,7 +6,7 @@
     python -m pipeline.cost --page docs/cost.md    the same, between the marks of that page
 
 Multiply-adds are counted in the network itself, on PyTorch's device "meta", which computes nothing; so is memory. What
-is published or assumed and not counted is in pipeline/cost.yaml.
+is published or assumed and not counted is in pipeline/cost.yaml and, of images, in each data set's TYPICAL_SIZE.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def read(profile: str) -> tuple[Params, Profile, str]:
 
 
 def works(params: Params, profile: Profile, where: str) -> list[Work]:
-    """All trainings of params.yaml on the paper's data, pretrainings first."""
+    """All trainings of params.yaml but those on a user's own folders, pretrainings first."""
     rows: dict[str, Training] = {**params.pretrainings, **params.experiments}
     rows |= {name: params.experiments[again.of] for name, again in params.seeds.items()}
     found: list[Work] = []
@@ -158,7 +158,7 @@ def tested(profile: Profile, training: Training, recipe: Recipe) -> tuple[float,
     for given in (profile.evaluate, own, row):
         protocols |= given.get("protocols", {})
     edges = chosen.get("short_edge")
-    height, width = FACTS["sizes"][training.data]
+    height, width = datasets.load(training.data).TYPICAL_SIZE
     factor = Resizing(recipe.input_scale, tuple(edges) if edges else None).factor(height, width)
     views, waiting = 0.0, 0.0
     for given in protocols.values():
@@ -216,7 +216,7 @@ def prepared(params: Params) -> float:
     """Bytes of the prepared splits: three of a pixel and one of its label, which test images do not have."""
     total = 0.0
     for data in params.datasets:
-        height, width = FACTS["sizes"][data]
+        height, width = datasets.load(data).TYPICAL_SIZE
         for split, count in datasets.load(data).COUNTS.items():
             total += count * height * width * (3 if split == "test" else 4)
     return total

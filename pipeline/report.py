@@ -1,7 +1,7 @@
-"""Stage: everything that a run ends in -> results/report.html; of a user's own data -> results/<data>_report.html.
+"""Stage: everything that a run ends in -> results/report.html; of other data -> results/<data>_report.html.
 
     python -m pipeline.report             the paper's data sets and tables
-    python -m pipeline.report leaves      a data set of one's own
+    python -m pipeline.report leaves      a data set that is not in the paper: own or further in params.yaml
     python -m pipeline.report --where     which results exist and how to open them; `make repro` ends with it
 
 A page is one file that asks for nothing from outside. No times, no run ids, no paths of a machine: the same results
@@ -29,20 +29,20 @@ def path(name: str | None = None) -> Path:
 
 
 def run(name: str | None = None, root: Path = Path()) -> None:
-    """Write the page of the paper, or of a user's own data set `name`, under `root`/results/."""
+    """Write the page of the paper, or of the data set `name` that is not in it, under `root`/results/."""
     text = paper.html(root) if name is None else custom.html(name, root)
     with atomic_file(root / path(name)) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def where() -> None:
-    """Print the results that exist; UserError where one of the nine tables or of the user's own does not."""
+    """Print the results that exist; UserError where one of the nine tables or a further one does not."""
     params = profiles.read_yaml(profiles.PARAMS)
     profile = params["profile"]
     print(f"\nProfile {profile}. {caveat(profile)}".rstrip())
     titles = {name: f"Table {table.number}" for name, table in published().items()}
-    own = params.get("own") or ()
-    for name, title in (titles | dict.fromkeys(own, "Own data")).items():
+    own, further = params.get("own") or (), params.get("further") or ()
+    for name, title in (titles | dict.fromkeys(own, "Own data") | dict.fromkeys(further, "Further")).items():
         table = Path("results") / f"{name}_table.md"
         if not table.is_file():
             raise UserError(f"{table}: was not made; `snakemake --cores all {table}` makes it and shows why not")
@@ -50,6 +50,8 @@ def where() -> None:
     print(f"  all on one page   {path()}      open it in a browser")
     for name in own:
         print(f"  own data, to see  {path(name)}")
+    for name in further:
+        print(f"  further, to see   {path(name)}")
     print("  runs and curves   make ui                  then http://127.0.0.1:5000")
     print("  trained weights   models/                  versioned: dvc push, dvc pull train")
     print("The tables are also there as .csv; metrics/ has every score, `dvc metrics diff` what a change did to them.")
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     usage = "python -m pipeline.report [--where | DATA]"
     parser = argparse.ArgumentParser(usage=usage, description=(__doc__ or "").partition("\n\n")[0])
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("data", nargs="?", metavar="DATA", help="a data set of one's own; default: all of the paper")
+    what.add_argument("data", nargs="?", metavar="DATA", help="one that is not in the paper; default: all that is")
     what.add_argument("--where", action="store_true", help="say which results exist and how to open them")
     options = parser.parse_args(arguments)
     cli.attach()

@@ -1,7 +1,7 @@
 """metrics/ + paper.yaml -> results/<table>_table.csv, .md and .tex: the paper's rows, this run's, the difference.
 
     python -m pipeline.tabulate voc         one table
-    python -m pipeline.tabulate leaves      the table of a data set of one's own (pipeline/tables/custom.py)
+    python -m pipeline.tabulate leaves      the table of a data set that is not in the paper (pipeline/tables/custom.py)
     python -m pipeline.tabulate --readme    the summary in README.md, from the nine results/*_table.csv
 
 The columns of the csv are described in pipeline/tables/columns.py. Where a test server's scores are recorded

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from pipeline import datasets
 from pipeline.config.profiles import PARAMS, bases, merge, read_params, read_profile
 from pipeline.config.schema import (
     STAGES,
@@ -40,12 +41,13 @@ def resolve() -> dict[str, dict[str, Any]]:
     settings = _resolve(params)
     for base in bases(params.profile):
         try:
-            own = read_profile(base)[0].own
-            mine = tuple(data for data in params.own if data in own)
-            without = set(params.own) - set(mine)
+            below = read_profile(base)[0]
+            without = {*params.datasets, *params.own} - {*below.sources, *below.own}
             experiments = {k: v for k, v in params.experiments.items() if v.data not in without}
             seeds = {k: v for k, v in params.seeds.items() if v.data not in without}
-            under = _resolve(replace(params, profile=base, own=mine, experiments=experiments, seeds=seeds))
+            names, mine, further = (_but(some, without) for some in (params.datasets, params.own, params.further))
+            rows = replace(params, profile=base, experiments=experiments, seeds=seeds)
+            under = _resolve(replace(rows, datasets=names, own=mine, further=further))
         except UserError:
             continue  # a base need not have everything that params.yaml names
         for name in under["train"]:
@@ -62,6 +64,10 @@ def _dependencies(name: str, settings: Mapping[str, Mapping[str, Any]]) -> list[
     start = train["start"]
     first = settings["weights"][start] if start in settings["weights"] else _dependencies(start, settings)
     return [train, evaluate, first, *(settings[stage][one] for one in data for stage in ("download", "prepare"))]
+
+
+def _but(names: tuple[str, ...], without: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in without)
 
 
 def _resolve(params: Params) -> dict[str, dict[str, Any]]:
@@ -87,16 +93,18 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
     for data in params.own:
         if data not in profile.own:
             raise UserError(f"{where}: own.{data} is missing, {PARAMS} names it")
-        if data in params.tables:
-            raise UserError(f"{PARAMS}: own: {data} is a table of the paper, expected another name")
-        if not any(experiment.data == data for experiment in params.experiments.values()):
-            raise UserError(f"{PARAMS}: no experiment with data: {data}, expected one or more for its table")
+        _check_custom("own", data, params)
         try:
             check_folder(data, profile.own[data])
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         settings["download"][data] = {"own": asdict(profile.own[data])}
         settings["prepare"][data] = {"own": asdict(profile.own[data])}
+    for data in params.further:
+        if data not in params.datasets:
+            known = ", ".join(params.datasets)
+            raise UserError(f"{PARAMS}: further: {data} is not among its datasets, expected one of {known}")
+        _check_custom("further", data, params)
     for backbone in params.backbones:
         start = profile.weights.get(backbone)
         if start is None:
@@ -129,6 +137,14 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
             made: Any = build(STAGES[stage], values, f"{where}: {stage} of {name}")
             entries[name] = _plain(asdict(made))
     return settings
+
+
+def _check_custom(key: str, data: str, params: Params) -> None:
+    """Raise UserError where a data set of the list `key` can have no table of its own."""
+    if data in params.tables:
+        raise UserError(f"{PARAMS}: {key}: {data} is a table of the paper, expected another name")
+    if not any(experiment.data == data for experiment in params.experiments.values()):
+        raise UserError(f"{PARAMS}: no experiment with data: {data}, expected one or more for its table")
 
 
 def _check_seed(name: str, again: Seed, params: Params, profile: Profile) -> None:
@@ -200,6 +216,19 @@ def training_settings(name: str, training: Training, params: Params, profile: Pr
         "recipe": recipe,
         "source": asdict(profile.models[name]) if name in profile.models else None,
     }
+
+
+def custom_datasets(resolved: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, list[str]]]:
+    """Title and classes of each data set that no table of the paper is about: params.yaml's `own` and `further`.
+
+    The classes of one's own folders are settings, those of another data set stand in its module.
+    """
+    own = {data: values["own"] for data, values in resolved.get("prepare", {}).items() if values["own"] is not None}
+    found = {data: (about["title"] or data, list(about["classes"])) for data, about in own.items()}
+    for data in read_params().further if PARAMS.is_file() else ():
+        module = datasets.load(data)
+        found[data] = (module.TITLE, list(module.CLASSES))
+    return found
 
 
 def _plain(value: Any) -> Any:

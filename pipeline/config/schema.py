@@ -291,7 +291,11 @@ class Seed:
 
 @dataclass(frozen=True)
 class Params:
-    """params.yaml. Its lists name stages of the graph; dvc.yaml loops over them. `own`: a user's own data sets."""
+    """params.yaml. Its lists name stages of the graph; dvc.yaml loops over them.
+
+    `own`: a user's own folders. `further`: those of `datasets` that no table of the paper is about. Both get a table
+    and a page of their own.
+    """
 
     profile: str
     datasets: tuple[str, ...]
@@ -301,6 +305,7 @@ class Params:
     pretrainings: Mapping[str, Pretraining] = field(default_factory=dict)
     seeds: Mapping[str, Seed] = field(default_factory=dict)
     own: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

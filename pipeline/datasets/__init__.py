@@ -110,13 +110,15 @@ class Dataset(Protocol):
 
     `TITLE`: its name in print. `CLASSES`: their names in the official order. `PALETTE`: a colour for each.
     `COUNTS`: images of the official release per split, in the order in which `prepare` writes them; images of "test"
-    have no labels.
+    have no labels. `TYPICAL_SIZE`: height and width of an image in pixels, by which `pipeline.cost` estimates disk and
+    hours; a user's own folders have none.
     """
 
     TITLE: str
     CLASSES: tuple[str, ...]
     PALETTE: tuple[RGB, ...]
     COUNTS: Mapping[str, int]
+    TYPICAL_SIZE: tuple[int, int]
     Reader: Callable[[Path], Reader]
 
 

@@ -63,6 +63,7 @@ PALETTE = (
     *((0, 133, 255), (255, 214, 0), (25, 194, 194), (102, 255, 0), (92, 0, 255)),
 )
 COUNTS = {"train": 20210, "val": 2000}
+TYPICAL_SIZE = (512, 683)  # assumed: the short edge of the challenge's images is 512
 
 _ROOT = "ADEChallengeData2016"
 _FOLDERS = {"train": "training", "val": "validation"}

@@ -39,6 +39,7 @@ TITLE = "MS COCO, VOC's classes"
 CLASSES = datasets.VOC_CLASSES
 PALETTE = label_images.colour_map(len(CLASSES))
 COUNTS = {"train": 82783}
+TYPICAL_SIZE = (480, 640)  # as large as they get
 
 # COCO's category of each class, and what COCO calls it; of background there is none.
 CATEGORIES = (0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)

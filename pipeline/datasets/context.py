@@ -30,6 +30,7 @@ CLASSES = (
 )
 PALETTE = label_images.colour_map(len(CLASSES))
 COUNTS = {"train": 4998, "val": 5105}
+TYPICAL_SIZE = (375, 500)  # images of VOC 2010
 
 LABELS = 459
 ALIASES = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}  # the two lists differ in these

@@ -37,6 +37,7 @@ CLASSES = (
 )
 PALETTE = label_images.colour_map(len(CLASSES), start=1)
 COUNTS = {"train": 795, "val": 654}
+TYPICAL_SIZE = (480, 640)  # all are
 
 LABELS = 894
 

@@ -33,6 +33,7 @@ TITLE = "PASCAL Person-Part"
 CLASSES = ("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs")
 PALETTE = label_images.colour_map(len(CLASSES))
 COUNTS = {"train": 1716, "val": 1817}
+TYPICAL_SIZE = (375, 500)  # images of VOC 2010
 
 PARTS = {
     **dict.fromkeys(("head", "hair", "lear", "rear", "lebrow", "rebrow", "leye", "reye", "mouth", "nose"), 1),

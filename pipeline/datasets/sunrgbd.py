@@ -35,6 +35,7 @@ CLASSES = (
 )
 PALETTE = label_images.colour_map(len(CLASSES), start=1)
 COUNTS = {"train": 5285, "val": 5050}
+TYPICAL_SIZE = (487, 645)  # assumed: the mean over its four cameras
 
 _SPLITS = {"train": "alltrain", "val": "alltest"}
 _META = "SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat"

@@ -1,4 +1,4 @@
-"""What the page says of a user's own data: its contents, its table, each experiment's pictures and provenance."""
+"""What the page of a data set that is not in the paper says: contents, table, each experiment's pictures and origin."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import resolve
+from pipeline.config.profiles import PARAMS
 from pipeline.page import dataset_section, page, provenance, result_section
 from pipeline.page.provenance import Archives, Provenance
 from pipeline.page.result_section import Level
@@ -43,8 +45,10 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
     """The page of the data set `name`, in at most `limit` bytes where fewer and smaller pictures make it so."""
     chosen = provenance.settings(root)
     own = [data for data, told in chosen["download"].items() if told.get("own") is not None]
-    if name not in own:
-        raise UserError(f"{name!r}: no data of one's own, expected one of {', '.join(own) or 'none: own is []'}")
+    known = resolve.custom_datasets(chosen)
+    if name not in known:
+        expected = f"one of {', '.join(known)}" if known else f"one of {PARAMS}'s own and further, which are empty"
+        raise UserError(f"{name!r}: no data set with a page of its own, expected {expected}")
     table = custom.table(name, root)
     runs = {seeds.first.experiment: seeds for seeds in table.runs}
     data = list(dict.fromkeys(one for experiment in runs for one in provenance.sources(experiment, chosen)))
@@ -74,6 +78,7 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
             provenance.cost(one, curve, chosen, runs[one].first if one in runs else None, root)
             for one, curve in made.items()
         ],
+        "packed": name in own,
         "elsewhere": [one for one in data if one != name],
     }
 

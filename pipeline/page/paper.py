@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,18 +113,25 @@ def data(
     }
 
 
+def used(runs: Iterable[str], chosen: Mapping[str, Any]) -> list[str]:
+    """The data sets of the tables, and what their trainings have seen besides; others have pages of their own."""
+    seen = {data for name in runs for data in provenance.sources(name, chosen)}
+    return [name for name in datasets.NAMES if name in published() or name in seen]
+
+
 def context(root: Path) -> dict[str, Any]:
     """What the page says, its chapters on the data sets aside."""
     every = published().values()
     printed = {of.name: columns.read(of, root) for of in every}
     seeds = {name: metrics_files.seeds(name, root) for of in every for name in of.experiments()}
     runs = {name: seeds[name].first for name in sorted(seeds)}
-    folders = {name: root / "data" / name for name in datasets.NAMES}
+    chosen = provenance.settings(root)
+    names = used(runs, chosen)
+    folders = {name: root / "data" / name for name in names}
     for name, folder in folders.items():
         if not folder.is_dir():
             raise UserError(f"data/{name}: no such folder; `prepare {name}` makes it")
     md5s = {name: dvc_md5(folder) for name, folder in folders.items()}
-    chosen = provenance.settings(root)
     before = {first for name in runs if (first := provenance.pretraining(name, chosen))}
     made = {name: result_section.curve(name, root) for name in sorted(before | set(runs))}
     found = summary.numbers(printed)
@@ -139,8 +146,9 @@ def context(root: Path) -> dict[str, Any]:
         "counts": summary.counts(found),
         "beside": charts.beside(beside, f"{len(found)} mean IoU of the paper beside this run's, as in the tables"),
         "experiments": [provenance.provenance_of(seeds[name], chosen, md5s, root) for name in runs],
-        "archives": [provenance.archives(name, chosen) for name in datasets.NAMES],
+        "archives": [provenance.archives(name, chosen) for name in names],
         "costs": [provenance.cost(name, curve, chosen, runs.get(name), root) for name, curve in made.items()],
+        "names": names,
         "runs": runs,
         "made": made,
         "chosen": chosen,
@@ -152,7 +160,7 @@ def html(root: Path = Path(), limit: int = page.LIMIT) -> str:
     values = context(root)
     runs = values["runs"]
     own = [of for of in published().values() if of.name in datasets.NAMES]
-    holdings = {name: dataset_section.open_dataset(root, name) for name in datasets.NAMES}
+    holdings = {name: dataset_section.open_dataset(root, name) for name in values["names"]}
 
     def shown_at(level: Level) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""The table of a user's own data set: metrics/<data>/*.json -> results/<data>_table.csv, .md and .tex.
+"""The table of a data set that is not in the paper: metrics/<data>/*.json -> results/<data>_table.csv, .md and .tex.
 
 One row for each experiment of params.yaml on it and each protocol, numbers as the paper prints them: percent, one
 decimal, "" for a class that no mask has; over several seeds their mean. Columns: data_set, experiment, backbone,
@@ -33,9 +33,10 @@ WIDTH = 256  # of the paper's decoder
 def _runs(name: str, root: Path) -> tuple[str, list[str], list[Seeds]]:
     """Title and classes of the data set `name`, and the scores of its experiments in the order of params.yaml."""
     resolved = resolve.resolve() if PARAMS.is_file() else {}
-    own = {data: value["own"] for data, value in resolved.get("prepare", {}).items() if value["own"] is not None}
-    if name not in own:
-        raise UserError(f"no table {name!r}; the tables are {', '.join([*published(), *own])}")
+    known = resolve.custom_datasets(resolved)
+    if name not in known:
+        raise UserError(f"no table {name!r}; the tables are {', '.join([*published(), *known])}")
+    title, classes = known[name]
     # What repeats an experiment from another seed has no row of its own.
     evaluated = resolved["evaluate"].items()
     experiments = [one for one, value in evaluated if value["data"] == name and not value.get("of")]
@@ -43,11 +44,10 @@ def _runs(name: str, root: Path) -> tuple[str, list[str], list[Seeds]]:
     for experiment in sorted(stale):
         print(f"{metrics_files.path(experiment, name)}: left out, no experiment of {PARAMS}")
     runs = [metrics_files.seeds(experiment, root, name) for experiment in experiments]
-    classes = own[name]["classes"]
     for run in (run for same in runs for run in same.runs):
         if any(set(protocol.iou) != set(classes) for protocol in run.protocols.values()):
             raise UserError(f"{run.file}: not the classes {', '.join(classes)}; `evaluate {run.experiment}` renews it")
-    return own[name]["title"] or name, classes, runs
+    return title, classes, runs
 
 
 def in_order(run: MetricsFile) -> list[str]:

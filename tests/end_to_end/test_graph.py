@@ -63,7 +63,7 @@ def test_snakemake_sees_the_stages_of_dvc(monkeypatch: pytest.MonkeyPatch) -> No
     stages = Repo(".").index.stages
     resolved = resolve.resolve()
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    loops = {"datasets": 2, "own": 3, "backbones": 1, "pretrainings": 1, "experiments": 2, "tables": 1}
+    loops = {"datasets": 2, "own": 4, "further": 2, "backbones": 1, "pretrainings": 1, "experiments": 2, "tables": 1}
     assert len(rules) == len(stages) == sum(count * len(params[key]) for key, count in loops.items()) + 2
     for stage in stages:
         rule = rules[stage.addressing.replace("@", "_").replace("-", "_")]

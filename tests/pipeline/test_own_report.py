@@ -154,6 +154,6 @@ def test_a_missing_input_is_named(gone: str, message: str, run: Path) -> None:
     assert not report.path("leaves").exists()
 
 
-def test_a_name_of_no_own_data(run: Path) -> None:
-    with pytest.raises(UserError, match=r"^'voc': no data of one's own, expected one of leaves$"):
+def test_a_name_that_has_no_page(run: Path) -> None:
+    with pytest.raises(UserError, match=r"^'voc': no data set with a page of its own, expected one of leaves$"):
         report.run("voc")
