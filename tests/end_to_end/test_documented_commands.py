@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_project
+import yaml
 from PIL import Image
 
 ROOT = small_project.ROOT
@@ -39,7 +40,6 @@ HERE = (
     "grep -A 60 ' train@voc-res101:' dvc.lock",
     "md5sum models/voc-res101.safetensors",
     "python -m pipeline.download voc",
-    "python -m pipeline.prepare <name>",
     "python -m pipeline.predict photos/ --model models/voc-res101.safetensors",
     "python -m pipeline.export models/voc-res101.safetensors --to voc.onnx",
     "python -m pipeline.tabulate --readme",
@@ -53,7 +53,7 @@ HERE = (
     "dvc remote add --default lab s3://bucket/refinenet",
     "dvc remote modify lab verify true",
 )
-FILLED = {"<name>": "voc", "/shared/dvc": "../shared"}
+FILLED = {"/shared/dvc": "../shared"}
 
 # Where the others are run. "CI": .ci/run; a test's name; or what keeps it from being run, in parentheses.
 ELSEWHERE = {
@@ -129,6 +129,11 @@ ELSEWHERE = {
     "dvc plots diff HEAD --targets curves/voc-res101.csv": "test_dvc_commands.",
     "dvc exp run -n pools-2 -S experiments.voc-res101.pools=2 evaluate@voc-res101": "test_dvc_commands.",
     "git add dvc.lock metrics results starter README.md": "(git's own)",
+    "git diff --exit-code metrics results": "(git's own)",
+    "python - <<'END'": "test_documented_commands.test_the_proof_of_a_neutral_change",
+    "dvc commit --force train evaluate pretrain": "(after a change of code, for whoever has trained)",
+    "snakemake --cores 2 results/fields_table.csv results/fields_report.html": "test_extending.",
+    "python -m pipeline.cost": "test_extending.",
 }
 
 
@@ -159,7 +164,33 @@ def test_the_tests_that_are_named_exist() -> None:
             assert command in ci
         elif not where.startswith("("):
             file, _, name = where.partition(".")
-            assert f"def {name or 'test_'}" in (ROOT / f"tests/{file}.py").read_text(), command
+            (found,) = ROOT.glob(f"tests/*/{file}.py")
+            assert f"def {name or 'test_'}" in found.read_text(), command
+
+
+def test_the_proof_of_a_neutral_change(tmp_path: Path) -> None:
+    """The program in docs/code.md prints the outputs whose md5 is another one than the committed, and those gone."""
+    block = re.search(r"^ +(python - <<'END'\n.*?^ +END)$", (ROOT / "docs/code.md").read_text(), re.M | re.S)
+    assert block
+    program = re.sub(r"^ +", "", block[1], flags=re.M)
+    lock = (ROOT / "dvc.lock").read_text()
+    (tmp_path / "dvc.lock").write_text(lock)
+    small_project.git(tmp_path, "init", "--quiet")
+    small_project.git(tmp_path, "add", "dvc.lock")
+    small_project.git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-qm", "before")
+
+    def printed() -> list[str]:
+        environment = small_project.environment(tmp_path)
+        return subprocess.check_output(program, shell=True, cwd=tmp_path, env=environment, text=True).split()
+
+    assert printed() == []
+    stages = yaml.load(lock, yaml.CSafeLoader)["stages"]
+    stages["train@voc-res101"]["outs"][0]["md5"] = "0" * 32
+    stages["train@voc-res101"]["deps"][0]["md5"] = "0" * 32  # of code: not what is asked
+    changed = stages["train@voc-res101"]["outs"][0]["path"]
+    gone = [out["path"] for out in stages.pop("table-voc")["outs"]]
+    (tmp_path / "dvc.lock").write_text(yaml.dump({"stages": stages}, Dumper=yaml.CSafeDumper))
+    assert printed() == sorted([changed, *gone])
 
 
 @pytest.mark.slow
