@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import cost, settings
+from pipeline import cost
+from pipeline.config import schema
 from refinenet import RefineNet
 from refinenet.config import Recipe
 from refinenet.errors import UserError
@@ -81,7 +82,7 @@ def test_evaluation_and_disk_by_hand() -> None:
     assert 42e9 < size < 44e9  # the README's 43 GB
     cityscapes = (2975 + 500) * 1024 * 2048 * 4 + 1525 * 1024 * 2048 * 3
     assert cost.prepared(params) > cityscapes
-    alone = settings.build(type(params), {**vars(params), "datasets": ["cityscapes"]}, "here")
+    alone = schema.build(type(params), {**vars(params), "datasets": ["cityscapes"]}, "here")
     assert cost.prepared(alone) == cityscapes
 
 

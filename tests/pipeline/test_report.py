@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     write_run(root)
-    report.run(root)
+    report.run(root=root)
     return root
 
 
@@ -341,7 +341,7 @@ def test_a_missing_input_is_named(gone: str, message: str, run: Path, tmp_path: 
     else:
         victim.unlink()
     with pytest.raises(UserError) as error:
-        report.run(tmp_path / "run")
+        report.run(root=tmp_path / "run")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "results" / "report.html").exists()

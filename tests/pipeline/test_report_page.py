@@ -49,8 +49,8 @@ def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     root = tmp_path_factory.mktemp("run")
     if request.param == "the paper's":
         write_run(root)
-        report.run(root)
-        return (root / report.REPORT).as_uri()
+        report.run(root=root)
+        return (root / report.path()).as_uri()
     own_run.write_run(root)
     with chdir(root):
         report.run("leaves")

@@ -284,3 +284,39 @@ def test_own_data_needs_no_host(
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
     assert told[0].startswith("warning: profiles/leaves.yaml: downloads from thor.robots.ox.ac.uk, which cannot be ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"further": ["fields"]},
+            "params.yaml: further: fields is not among its datasets, expected one of voc",
+        ),
+        ({"further": ["voc"]}, "params.yaml: further: voc is a table of the paper, expected another name"),
+        ({"further": ["coco"]}, "params.yaml: no experiment with data: coco, expected one or more for its table"),
+    ],
+)
+def test_a_further_data_set_that_can_have_no_table(changes: dict[str, Any], message: str, project: Path) -> None:
+    edit("params.yaml", **changes)
+    with pytest.raises(UserError) as error:
+        settings.run()
+    assert str(error.value).startswith(message)
+
+
+def test_a_base_without_a_data_set_keeps_the_names_of_its_trainings(project: Path) -> None:
+    """What a profile adds to its base, a data set with its experiment, makes no other training stale."""
+    mini = yaml.safe_load(Path("profiles/mini.yaml").read_text())
+    del mini["sources"]["coco"]
+    Path("profiles/mini.yaml").write_text(yaml.safe_dump(mini))
+    lab = {"base": "mini", "title": "lab", "sources": {"coco": "rendered"}}
+    Path("profiles/lab.yaml").write_text(yaml.safe_dump(lab))
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    rows = {name: row for name, row in params["experiments"].items() if row["data"] == "nyud"}
+    rows["coco-res50"] = {"data": "coco", "start": "resnet50"}
+    params |= {"profile": "lab", "further": ["coco"], "pretrainings": {}, "experiments": rows}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    settings.run()
+    trained = json.loads(Path("settings.json").read_text())["train"]
+    assert trained["nyud-res50"]["profile"] == "mini"
+    assert trained["coco-res50"]["profile"] == "lab"

@@ -19,7 +19,8 @@ import pytest
 import yaml
 from fake_run import all_experiments, scores, write_metrics
 
-from pipeline import settings, tabulate
+from pipeline import tabulate
+from pipeline.config import resolve
 from pipeline.tables import latex
 from pipeline.tables.paper import PUBLISHED, published
 from refinenet.errors import UserError
@@ -241,7 +242,7 @@ def test_own_data_with_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Mean, interval, spread and number of seeds in all three forms; a repetition has no row of its own."""
     own = {"title": "50 % leaves", "classes": ["soil_1", "leaf"]}
     evaluated = {"leaves-a": {"data": "leaves", "of": None}, "leaves-a-seed4": {"data": "leaves", "of": "leaves-a"}}
-    monkeypatch.setattr(settings, "resolve", lambda: {"prepare": {"leaves": {"own": own}}, "evaluate": evaluated})
+    monkeypatch.setattr(resolve, "resolve", lambda: {"prepare": {"leaves": {"own": own}}, "evaluate": evaluated})
     monkeypatch.chdir(ROOT)
     for name, seed, value in (("leaves/leaves-a", 0, 0.25), ("seeds/leaves/leaves-a-seed4", 4, 0.5)):
         protocol = scores("voc-res101")["protocols"]["multi"] | {
