@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,6 @@ def test_the_steps_suffice(tmp_path: Path) -> None:
     cost = call(project, "python", "-m", "pipeline.cost").stdout
     assert "| `fields-res101` |" in cost
 
-    call(project, "make", "clean")
+    subprocess.run(["make", "clean"], cwd=project, check=True, capture_output=True)
     assert not (project / "data/fields").exists()
     assert (project / "data/raw/fields/fields.zip").is_file()
