@@ -119,6 +119,8 @@ def test_the_steps_suffice(tmp_path: Path) -> None:
     for name in ("Makefile", "docs"):
         source = ROOT / name
         shutil.copytree(source, project / name) if source.is_dir() else shutil.copy(source, project / name)
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    (project / "params.yaml").write_text(yaml.safe_dump(params | {"experiments": {}}))
     for name, lines in steps().items():
         if name == "docs/data.md":
             call(project, "python", "docs/generated.py")
@@ -140,6 +142,12 @@ def test_the_steps_suffice(tmp_path: Path) -> None:
     assert not (project / "data/voc").exists()
     again = call(project, "dvc", "repro", "report-further")
     assert "Running stage" not in again.stdout
+    # What docs/code.md says to whoever has trained, when only code has moved.
+    with (project / "refinenet/training/loop.py").open("a") as file:
+        file.write("# a comment\n")
+    assert "train@fields-res101" in call(project, "dvc", "status", "train").stdout
+    call(project, "dvc", "commit", "--force", "train", "evaluate")
+    assert "train@fields-res101" not in call(project, "dvc", "status", "train", "evaluate").stdout
     cost = call(project, "python", "-m", "pipeline.cost").stdout
     assert "| `fields-res101` |" in cost
 
