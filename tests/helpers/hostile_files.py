@@ -171,6 +171,12 @@ def nested(depth: int) -> bytes:
     return raw_mat(variable)
 
 
+def past_its_end(depth: int) -> bytes:
+    """Numbers that go on past their variable's end, over one that scipy, which goes by that end, would die of."""
+    deep = nested(depth)[128:]
+    return raw_mat(array(9, struct.pack("<II", 9, len(deep)), b"other", (1, len(deep) // 8)) + deep)
+
+
 def numbers(data: Any) -> bytes:
     return element(9, np.asarray(data, "<f8").tobytes())
 

@@ -51,6 +51,7 @@ from hostile_files import (
     link_in_zip,
     long_name,
     nested,
+    past_its_end,
     patch,
     picture,
     put,
@@ -174,6 +175,11 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "list: terminal escapes": ("voc", put(VOC, LIST, b"a\n\x1b[2Jb\n"), r"JPEGImages/\\x1b\[2Jb.jpg: no such file"),
     "mat: bomb": ("context", put(PARTS, MAT, bomb_mat()), f"{MAT}: not a whole MATLAB file .*unpacks to more than"),
     "mat: arrays in arrays": ("context", put(PARTS, MAT, nested(200_000)), "arrays in arrays, more than 32 deep"),
+    "mat: arrays in arrays, in numbers": (
+        "context",
+        put(PARTS, MAT, past_its_end(20_000)),
+        r"an element of \d+ bytes at byte \d+ of \d+",
+    ),
     "mat: a cell of gigabytes": (
         "context",
         put(PARTS, MAT, raw_mat(array(1, b"", b"LabelMap", (1 << 15, 1 << 15)))),
