@@ -6,11 +6,27 @@ together from several. Those are refused before they are opened.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.formats.archive import printable
 from refinenet.errors import UserError
+
+_KINDS = {"u": "unsigned integers", "O": "references"}
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn what h5py raises, which by the damage is nearly anything, into a UserError that begins with `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} ({printable(str(error))})") from None
 
 
 class File:
@@ -20,10 +36,8 @@ class File:
         import h5py
 
         self.where = where
-        try:
+        with _one_line(f"{where}: not a whole HDF5 file"):
             self._file = h5py.File(file, "r")
-        except Exception as error:  # of h5py's Python layer: OSError, RuntimeError, ValueError, KeyError, by the damage
-            raise UserError(f"{where}: not a whole HDF5 file ({printable(str(error))})") from None
 
     def close(self) -> None:
         self._file.close()
@@ -33,7 +47,7 @@ class File:
         import h5py
 
         found: Any = self._file
-        try:
+        with _one_line(f"{self.where}: {name} cannot be read"):
             for part in name.split("/"):
                 if not isinstance(found, h5py.Group) or part not in found:
                     raise UserError(f"{self.where}: no {name}")
@@ -41,32 +55,19 @@ class File:
                     raise UserError(f"{self.where}: {name} is a link, expected a data set of this file")
                 found = found[part]
             return self._plain(found, name, kinds)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{self.where}: {name} cannot be read ({printable(str(error))})") from None
 
     def referenced(self, reference: Any, name: str) -> Any:
         """The data set of unsigned integers that `reference` leads to; `name` is what errors call it."""
-        try:
+        with _one_line(f"{self.where}{name}: cannot be read"):
             return self._plain(self._file[reference], name, "u")
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{self.where}{name}: cannot be read ({printable(str(error))})") from None
 
     def read(self, dataset: Any, index: int | tuple[()], name: str, limit: int) -> Any:
         """`dataset[index]`; UserError where that is damaged or more than `limit` numbers."""
         shape = dataset.shape[1:] if isinstance(index, int) else dataset.shape
-        numbers = 1
-        for side in shape:
-            numbers *= side
-        if numbers > limit:
+        if math.prod(shape) > limit:
             raise UserError(f"{self.where}{name}: {' x '.join(map(str, shape))}, expected {limit} numbers at most")
-        try:
+        with _one_line(f"{self.where}{name}: cannot be read"):
             return dataset[index]
-        except Exception as error:
-            raise UserError(f"{self.where}{name}: cannot be read ({printable(str(error))})") from None
 
     def _plain(self, found: Any, name: str, kinds: str) -> Any:
         import h5py
@@ -78,6 +79,3 @@ class File:
         if found.dtype.kind not in kinds or (found.dtype.kind == "O" and h5py.check_ref_dtype(found.dtype) is None):
             raise UserError(f"{self.where}: {name} is {found.dtype}, expected {_KINDS[kinds]}")
         return found
-
-
-_KINDS = {"u": "unsigned integers", "O": "references"}
