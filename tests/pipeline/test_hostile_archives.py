@@ -262,7 +262,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "json: not a number": (
         "coco",
         coco(annotation(1, [[1, 1, 2, 2, float("nan"), 3]], 4)),
-        "a corner at nan of 60 pixels",
+        r"not JSON of lists \(lexical error: .*NaN",
     ),
     "json: no polygon": ("coco", coco(annotation(1, "all of it", 4)), "segmentation is 'all of it', expected polygons"),
     "json: huge run lengths": (
