@@ -385,11 +385,16 @@ def _checker(kind: Hashable) -> Any:
 
 
 def build(kind: type[_T], values: object, where: str) -> _T:
-    """Validate `values` as a settings object. Raises UserError with `where`, the key and what was expected."""
+    """Validate `values` as a settings object. Raises UserError with `where`, the key and what was expected.
+
+    `values`: a mapping, or the bytes of a JSON file, in which a number must not be a text.
+    """
     from pydantic import ValidationError
 
+    checker = _checker(cast(Hashable, kind))
     try:
-        made: _T = _checker(cast(Hashable, kind)).validate_python(values)
+        text = isinstance(values, bytes)
+        made: _T = checker.validate_json(values, strict=True) if text else checker.validate_python(values)
         return made
     except ValidationError as error:
         # For "a word or a mapping" there is an error for each; the deeper one is about what the user meant.
@@ -399,6 +404,8 @@ def build(kind: type[_T], values: object, where: str) -> _T:
             raise UserError(f"{where}: unknown key {key}") from None
         if first["type"] in ("missing", "missing_argument"):
             raise UserError(f"{where}: key {key} is missing") from None
+        if not key:  # it is the whole: no JSON, or no mapping
+            raise UserError(f"{where}: {first['msg']}") from None
         raise UserError(f"{where}: {key} is {first['input']!r}: {first['msg']}") from None
     except UserError as error:  # of a __post_init__, which does not know the file of its values
         raise UserError(f"{where}: {error}") from None

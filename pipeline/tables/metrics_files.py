@@ -5,16 +5,21 @@ The same experiment from further seeds lies in metrics/seeds/<experiment>-seed<k
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Annotated
 
+from pydantic import AliasPath, Field
+
+from pipeline.config.schema import build
 from refinenet.errors import UserError
 
 FURTHER = Path("metrics", "seeds")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+_INTERVAL = Field(validation_alias=AliasPath("interval", "mean_iou"))
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,11 @@ class ProtocolScores:
     """
 
     scales: tuple[float, ...]
-    pixel_accuracy: float
-    mean_accuracy: float
-    mean_iou: float
-    iou: Mapping[str, float | None]
-    interval: tuple[float, float] | None = None
+    pixel_accuracy: Fraction
+    mean_accuracy: Fraction
+    mean_iou: Fraction
+    iou: Mapping[str, Fraction | None]
+    interval: Annotated[tuple[Fraction, Fraction] | None, _INTERVAL] = None
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,18 @@ class NetworkInfo:
 
 
 @dataclass(frozen=True)
+class MostFrequent:
+    """The score of always answering the most frequent class `name`, the floor of any score."""
+
+    name: Annotated[str, Field(alias="class")]
+    mean_iou: Fraction
+
+
+@dataclass(frozen=True)
 class MetricsFile:
     """How one trained model scored: on which images, under which protocols.
 
-    `most_frequent`: (class, mean IoU) of always answering the most frequent class, the floor of any score. `weights`:
-    md5 of the model's file, "" in metrics that do not tell.
+    `weights`: md5 of the model's file, "" in metrics that do not tell. `file`: where it stands, from the root.
     """
 
     experiment: str
@@ -57,10 +69,10 @@ class MetricsFile:
     images: int
     seed: int
     network: NetworkInfo
-    most_frequent: tuple[str, float]
+    most_frequent: MostFrequent
     protocols: Mapping[str, ProtocolScores]
-    file: Path
-    weights: str = ""
+    weights: Annotated[str, Field(validation_alias=AliasPath("weights", "md5"))] = ""
+    file: Path = Path()
 
     def absent(self) -> list[str]:
         """Says where the mean is over fewer classes than the data set has."""
@@ -149,12 +161,6 @@ def seeds(experiment: str, root: Path = Path(), dataset: str | None = None) -> S
     return Seeds(tuple(runs))
 
 
-def _fraction(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{value!r} is not a fraction, 0 to 1")
-    return float(value)
-
-
 def load(experiment: str, root: Path = Path(), dataset: str | None = None) -> MetricsFile:
     """The scores in `root`/metrics/<dataset>/<experiment>.json. UserError where that is not what evaluate writes.
 
@@ -164,51 +170,15 @@ def load(experiment: str, root: Path = Path(), dataset: str | None = None) -> Me
     return _read(path(experiment, dataset), experiment, dataset, root)
 
 
-def _interval(protocol: Mapping[str, Any]) -> tuple[float, float] | None:
-    if "interval" not in protocol:
-        return None
-    low, high = map(_fraction, protocol["interval"]["mean_iou"])
-    return low, high
-
-
 def _read(file: Path, experiment: str, dataset: str, root: Path) -> MetricsFile:
     """The metrics in `root`/`file`."""
+    where = f"{file}: not the metrics of {experiment} that `evaluate` writes"
     try:
-        read = json.loads((root / file).read_text(encoding="utf-8"))
-        if (read["experiment"], read["dataset"]) != (experiment, dataset):
-            raise ValueError(f"it is of experiment {read['experiment']!r} on {read['dataset']}")
-        return MetricsFile(
-            experiment=experiment,
-            dataset=dataset,
-            split=str(read["split"]),
-            profile=str(read["profile"]),
-            images=int(read["images"]),
-            seed=int(read["seed"]),
-            network=NetworkInfo(
-                backbone=str(read["network"]["backbone"]),
-                cascade=str(read["network"]["cascade"]),
-                pools=int(read["network"]["pools"]),
-                width=int(read["network"]["width"]),
-            ),
-            most_frequent=(str(read["most_frequent"]["class"]), _fraction(read["most_frequent"]["mean_iou"])),
-            protocols={
-                name: ProtocolScores(
-                    scales=tuple(float(scale) for scale in protocol["scales"]),
-                    pixel_accuracy=_fraction(protocol["pixel_accuracy"]),
-                    mean_accuracy=_fraction(protocol["mean_accuracy"]),
-                    mean_iou=_fraction(protocol["mean_iou"]),
-                    iou={name: None if iou is None else _fraction(iou) for name, iou in protocol["iou"].items()},
-                    interval=_interval(protocol),
-                )
-                for name, protocol in read["protocols"].items()
-            },
-            file=file,
-            weights=str(read["weights"]["md5"]) if "weights" in read else "",
-        )
+        found = build(MetricsFile, (root / file).read_bytes(), where)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; `evaluate {experiment}` makes it") from None
-    except KeyError as error:
-        raise UserError(f"{file}: has no {error}; `evaluate {experiment}` writes one") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: not the metrics of {experiment} ({reason})") from None
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror}") from None
+    if (found.experiment, found.dataset) != (experiment, dataset):
+        raise UserError(f"{where}: it is of experiment {found.experiment!r} on {found.dataset}")
+    return replace(found, file=file)

@@ -322,17 +322,17 @@ def test_latex_is_whole(results: Path, tmp_path: Path) -> None:
         (lambda metrics: "[]", "not the metrics of cityscapes-res101"),
         (lambda metrics: metrics | {"experiment": "voc-res101"}, "it is of experiment 'voc-res101' on cityscapes"),
         (lambda metrics: metrics | {"dataset": "voc"}, "it is of experiment 'cityscapes-res101' on voc"),
-        (lambda metrics: {key: metrics[key] for key in metrics if key != "profile"}, "has no 'profile'"),
+        (lambda metrics: {key: metrics[key] for key in metrics if key != "profile"}, "key profile is missing"),
         (lambda metrics: metrics | {"protocols": {"single": metrics["protocols"]["single"]}}, "no protocol 'multi'"),
         (
             lambda metrics: metrics | {"protocols": {"multi": metrics["protocols"]["multi"] | {"mean_iou": 43.0}}},
-            "43.0 is not a fraction",
+            "protocols.multi.mean_iou is 43.0: Input should be less than or equal to 1",
         ),
         (
             lambda metrics: (
                 metrics | {"protocols": {"multi": metrics["protocols"]["multi"] | {"mean_iou": float("nan")}}}
             ),
-            "nan is not a fraction",
+            "protocols.multi.mean_iou is nan: Input should be ",
         ),
     ],
 )
@@ -374,7 +374,7 @@ def test_command_line(tmp_path: Path) -> None:
         ran = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True, cwd=ROOT)
         took.append(time.perf_counter() - start)
     assert not {"torch", "numpy", "mlflow", "matplotlib"} & set(ran.stdout.split())
-    assert min(took) < 1.0  # 0.15 s on an idle machine; the bound catches an import of torch, not a busy neighbour
+    assert min(took) < 2.0  # 0.4 s on an idle machine; the bound catches an import of torch, not a busy neighbour
 
 
 # README and graph -----------------------------------------------------------------------------------------------------
