@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +43,7 @@ examples:
   python -m pipeline.submit cityscapes --output submissions/first.zip
   python -m pipeline.submit voc --partial                         a trial with what is prepared, not for upload
   python -m pipeline.submit check submissions/first.zip --data cityscapes
-  python -m pipeline.submit record voc --experiment voc-res152 --file answer.txt --link http://host.robots.ox.ac.uk:8080/...
+  python -m pipeline.submit record voc --experiment voc-res152 --file scores.json --link http://host.robots.ox.ac.uk:8080/...
   python -m pipeline.submit record cityscapes --mean-iou 73.6 --link https://www.cityscapes-dataset.com/...
 """
 
@@ -234,37 +233,14 @@ def record(options: argparse.Namespace) -> None:
     if not re.fullmatch(r"https?://\S+\.\S+", options.link):
         raise UserError(f"--link {options.link}: expected the address of the result, http:// or https://")
     classes = datasets.load(server.data).CLASSES
-    where = "--mean-iou"
-    found: dict[str, Decimal] = {}
-    more: dict[str, Decimal] = {}
+    if options.file and (options.mean_iou or options.iou):
+        raise UserError(f"--file {options.file}: expected numbers in a file or on the command line, not both")
     if options.file:
-        where = "stdin" if str(options.file) == "-" else str(options.file)
-        try:
-            text = sys.stdin.read() if where == "stdin" else options.file.read_text(encoding="utf-8-sig")
-        except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
-            raise UserError(f"{where}: expected a file of text, the server's answer ({type(error).__name__})") from None
-        found, more = answers.parse(text, server.data, where)
-        _same_archive(text, notes, where)
-    typed = answers.typed(options.iou, options.mean_iou, server.data)
-    for name, value in typed.items():
-        if found.setdefault(name, value) != value:
-            raise UserError(f"{where}: {name} {found[name]}, the command line says {value}")
-    answer = answers.answer(found, more, classes, where)
+        answer = answers.read(options.file, classes)
+    else:
+        answer = answers.typed(options.mean_iou, options.iou, classes)
     file = server_records.write(notes, answer, options.link)
     print(f"{file}: mean IoU {answer.mean_iou} of {notes['archive']['file']}; `dvc repro table-{server.data}` shows it")
-
-
-def _same_archive(text: str, notes: Mapping[str, Any], where: str) -> None:
-    """UserError where the server's answer names another archive, or another of VOC's competitions."""
-    told = re.search(r"MD5 sum is:?\s*([0-9a-f]{32})", text)
-    if told and told[1] != notes["archive"]["md5"]:
-        raise UserError(
-            f"{where}: of an archive of md5 {told[1]}, {notes['archive']['file']} has {notes['archive']['md5']}"
-        )
-    competitions = set(re.findall(r"\bcomp[56]\b", text))
-    sent = notes["server"]["competition"]
-    if sent and competitions and sent not in competitions:
-        raise UserError(f"{where}: of {', '.join(sorted(competitions))}, {notes['archive']['file']} was for {sent}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -296,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
     add("data", choices=SERVERS, help="whose server it was")
     add("--experiment", metavar="NAME", help="whose model; default: as for its archive")
     add("--link", required=True, metavar="URL", help="where the server shows the result")
-    add("--file", type=Path, metavar="FILE", help="its answer as text, .html or .json; - is stdin")
+    add("--file", type=Path, metavar="FILE", help=f"its numbers as JSON: {answers.EXPECTED}; - is stdin")
     add("--mean-iou", metavar="PERCENT", help="without a file: the mean over the classes, as the server prints it")
     add("--iou", nargs="+", action="extend", default=[], metavar="CLASS=PERCENT", help="and that of each class")
     add(

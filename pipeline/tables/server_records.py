@@ -2,7 +2,7 @@
 
     {"experiment", "dataset", "protocol", "profile", "images", "competition", "link",
      "archive": {"file", "md5"}, "weights": {"file", "md5"}, "data": {"file", "md5"}, "commit",
-     "percent": {"mean_iou", "iou": {class: ...}, and what else the server tells}}
+     "percent": {"mean_iou", "iou": {class: ...}}}
 
 The numbers are in percent, to as many digits as the server gave. The rest is from the notes beside the archive that was
 sent (submissions/<name>.json): which weights, data and settings made it.
@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AliasPath, Field
+
+from pipeline.config.schema import build
 from pipeline.tables.paper import published
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
@@ -25,14 +28,15 @@ FOLDER = Path("metrics", "servers")
 SERVED = ("voc", "cityscapes")  # the tables of which the paper's numbers are a test server's
 BACKGROUND = "background"  # which neither the paper nor VOC's leaderboard prints
 
+Percent = Annotated[Decimal, Field(ge=0, le=100)]
+
 
 @dataclass(frozen=True)
 class Answer:
-    """Percent, as the server gave them. `iou` may be empty, or lack VOC's background; `more` stays in the record."""
+    """Percent, as the server gave them. `iou` may be empty, or lack VOC's background."""
 
-    mean_iou: Decimal
-    iou: Mapping[str, Decimal]
-    more: Mapping[str, Decimal]
+    mean_iou: Percent
+    iou: Mapping[str, Percent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class ServerScores:
     protocol: str
     profile: str
     images: int
-    weights: str
+    weights: Annotated[str, Field(validation_alias=AliasPath("weights", "md5"))]
     link: str
-    answer: Answer
+    answer: Annotated[Answer, Field(alias="percent")]
 
     @property
     def file(self) -> Path:
@@ -61,17 +65,6 @@ class ServerScores:
 def path(experiment: str) -> Path:
     """Where the test server's scores of an experiment lie, from the project's root."""
     return FOLDER / f"{experiment}.json"
-
-
-def percent(value: Any, name: str, where: str) -> Decimal:
-    """A number from 0 to 100, exactly as written; UserError names `where` and the class."""
-    try:
-        number = Decimal(str(value).strip().removesuffix("%").strip())
-    except ArithmeticError:
-        number = Decimal("nan")
-    if not number.is_finite() or not 0 <= number <= 100:
-        raise UserError(f"{where}: {name} {value}, expected percent, 0 to 100")
-    return number
 
 
 def _slack(numbers: Mapping[str, Decimal]) -> Decimal:
@@ -113,7 +106,6 @@ def _plain(number: Decimal) -> int | float:
 
 def write(notes: Mapping[str, Any], answer: Answer, link: str, root: Path = Path()) -> Path:
     """Write the record of `answer` to the archive that `notes` describe; its path, from the root."""
-    percents = {"mean_iou": answer.mean_iou, **answer.more}
     record = {
         "experiment": notes["experiment"],
         "dataset": notes["server"]["data"],
@@ -127,7 +119,7 @@ def write(notes: Mapping[str, Any], answer: Answer, link: str, root: Path = Path
         "commit": notes["commit"],
         "link": link,
         "percent": {
-            **{name: _plain(value) for name, value in percents.items()},
+            "mean_iou": _plain(answer.mean_iou),
             "iou": {name: _plain(value) for name, value in answer.iou.items()},
         },
     }
@@ -140,30 +132,14 @@ def write(notes: Mapping[str, Any], answer: Answer, link: str, root: Path = Path
 def load(experiment: str, root: Path = Path()) -> ServerScores | None:
     """The record in `root`/metrics/servers/<experiment>.json, None without one; UserError where it is none."""
     file = path(experiment)
+    where = f"{file}: not what `submit record` writes"
     try:
-        read = json.loads((root / file).read_text(encoding="utf-8"), parse_float=Decimal)
+        read = json.loads((root / file).read_text(encoding="utf-8"), parse_float=str)  # with all its digits
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a record ({str(error).splitlines()[0]}); `submit record` writes one") from None
-    try:
-        percents = dict(read["percent"])
-        iou = {name: percent(value, name, str(file)) for name, value in percents.pop("iou").items()}
-        mean = percent(percents.pop("mean_iou"), "mean IoU", str(file))
-        found = ServerScores(
-            experiment=str(read["experiment"]),
-            dataset=str(read["dataset"]),
-            protocol=str(read["protocol"]),
-            profile=str(read["profile"]),
-            images=int(read["images"]),
-            weights=str(read["weights"]["md5"]),
-            link=str(read["link"]),
-            answer=Answer(mean, iou, {name: percent(value, name, str(file)) for name, value in percents.items()}),
-        )
-    except KeyError as error:
-        raise UserError(f"{file}: has no {error}; `submit record` writes one") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not a record ({str(error).splitlines()[0]}); `submit record` writes one") from None
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+    found = build(ServerScores, read, where)
     if (found.experiment, found.dataset) != (experiment, experiment.partition("-")[0]):
         raise UserError(f"{file}: of experiment {found.experiment!r} on {found.dataset}, expected {experiment!r}")
     printed = tuple(score.metric[4:] for score in published()[found.dataset].scores if score.metric[:4] == "iou ")

@@ -115,7 +115,7 @@ ELSEWHERE = {
         "python -m pipeline.submit record cityscapes --mean-iou 73.6 --link https://www.cityscapes-dataset.com/..."
     ): "test_submit.",
     (
-        "python -m pipeline.submit record voc --experiment voc-res152 --file answer.txt --link http"
+        "python -m pipeline.submit record voc --experiment voc-res152 --file scores.json --link http"
         "://host.robots.ox.ac.uk:8080/..."
     ): "test_submit.",
     "mlflow server --backend-store-uri sqlite:///mlflow.db --host 0.0.0.0 --allowed-hosts 'head:5000,localhost:*'": (

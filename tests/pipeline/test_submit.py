@@ -500,28 +500,13 @@ def test_images_that_are_not_the_officials(
 
 LINK = "http://host.robots.ox.ac.uk:8080/anonymous/XYZ.html"
 PRINTED = dict(zip(datasets.load("voc").CLASSES[1:], published()["voc"].rows[-1].values, strict=False))  # Res152
-HEADS = (
-    "aero plane/bicycle/bird/boat/bottle/bus/car/cat/chair/cow/dining table/dog/horse/motor bike/person/potted plant"
-)
-LEADERBOARD = ["mean", *HEADS.split("/"), "sheep", "sofa", "train", "tv/ monitor"]
-ROW = ["83.4", *PRINTED.values()]
 EXACT = {name: f"{value}1357" for name, value in (PRINTED | {"background": "96.1"}).items()}  # five decimals, as there
-ANSWERS = {
-    "submission": "\n".join(
-        ["Submission MD5 sum is: {md5}", "Competition\tCategory\tScore"]
-        + [f"Object Segmentation (comp6)\t{name}\t{value}" for name, value in EXACT.items()]
-    ),
-    "one space": "\n".join(f"Object Segmentation (comp6) {name} {value}" for name, value in EXACT.items()),
-    "leaderboard": "\t".join(["", *LEADERBOARD, "submission date"])
-    + "\n"
-    + "\t".join(["RefineNet_Res152 [?]", *ROW, "16-Nov-2016"]),
-    "page": "<table><tr><th></th>"
-    + "".join(f"<th>{head.replace(' ', '<br>')}</th>" for head in LEADERBOARD)
-    + "</tr><tr><td>Refine&amp;Net</td>"
-    + "".join(f"<td>\n{value}</td>" for value in ROW)
-    + "</tr></table>",
-    "json": json.dumps({"mean": 83.4, **{name: float(value) for name, value in PRINTED.items()}}),
-}
+
+
+def answers(mean: str | None, iou: dict[str, str]) -> str:
+    """A file of answers, the numbers with all their digits."""
+    numbers = ", ".join(f'"{name}": {value}' for name, value in iou.items())
+    return "{" + (f'"mean_iou": {mean}, ' if mean else "") + f'"iou": {{{numbers}}}}}'
 
 
 @pytest.fixture
@@ -545,91 +530,71 @@ def record(*words: str) -> int:
     return submit.main(["record", *words, "--link", LINK])
 
 
-@pytest.mark.parametrize("form", ANSWERS)
+@pytest.mark.parametrize(("mean", "iou"), [("83.4", PRINTED), (None, EXACT), ("83.4", {})])
 def test_record_of_voc(
-    form: str, noted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    mean: str | None,
+    iou: dict[str, str],
+    noted: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    Path("answer.txt").write_text(ANSWERS[form].replace("{md5}", "a" * 32))
-    assert record("voc", "--file", "answer.txt") == 0
+    """From a file, from stdin, typed in: the same record, with the digits that were given."""
+    Path("scores.json").write_text(answers(mean, iou))
+    assert record("voc", "--file", "scores.json") == 0
     assert capsys.readouterr().out.startswith("metrics/servers/voc-res152.json: mean IoU 83.4")
     found = server_records.load("voc-res152")
     assert found is not None
     assert (found.protocol, found.profile, found.images, found.weights, found.link) == (
         ("multi", "paper", 1456, "b" * 32, LINK)
     )
-    exact = form in ("submission", "one space")
-    assert {name: str(value) for name, value in found.answer.iou.items()} == (EXACT if exact else PRINTED)
-    assert found.value("iou tvmonitor") == Decimal(EXACT["tvmonitor"] if exact else "76.8")
-    mean = sum(map(Decimal, EXACT.values())) / 21 if exact else Decimal("83.4")
-    assert abs(Decimal(found.value("mean_iou") or 0) - mean) < Decimal("0.00001")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(Path("answer.txt").read_text()))
-    assert record("voc", "--file", "-") == 0
-    assert server_records.load("voc-res152") == found
+    assert {name: str(value) for name, value in found.answer.iou.items()} == iou
+    assert found.value("iou tvmonitor") == (Decimal(iou["tvmonitor"]) if iou else None)
+    exact = Decimal(mean) if mean else sum(map(Decimal, iou.values())) / 21
+    assert abs(Decimal(found.value("mean_iou") or 0) - exact) < Decimal("0.00001")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answers(mean, iou)))
+    words = ["--mean-iou", mean] if mean else []
+    for again in (["--file", "-"], [*words, *(["--iou", *(f"{k}={v}" for k, v in iou.items())] if iou else [])]):
+        Path("metrics/servers/voc-res152.json").unlink()
+        assert record("voc", *again) == 0
+        assert server_records.load("voc-res152") == found
 
 
-def test_record_of_cityscapes(noted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The official tool's result and its printed table give the same numbers, and those that are typed as well."""
+def test_record_of_cityscapes(noted: Path) -> None:
+    """The official tool's result and the same numbers typed in."""
     classes = datasets.load("cityscapes").CLASSES
     values = {name: (index + 0.5) / 20 for index, name in enumerate(classes)}
-    averages = {"averageScoreClasses": 0.475, "averageScoreInstClasses": 0.4, "averageScoreCategories": 0.9}
-    result = {"classScores": {**values, "caravan": float("nan")}, "categoryScores": {"sky": 0.1}, **averages}
-    Path("result.json").write_text(json.dumps(result))
-    tool = official_tool()
-    ids = list(datasets.cityscapes.LABEL_IDS)  # type: ignore[attr-defined]
-    for key, value in {"quiet": False, "evalLabels": ids, "colorized": True, "nocol": "\x1b[0m"}.items():
-        monkeypatch.setattr(tool.args, key, value)
-    capsys.readouterr()
-    tool.printClassScores(values, dict.fromkeys(values, 0.3), tool.args)
-    print(
-        "-" * 30 + "\nScore Average : 0.475    0.400\n\n\ncategories       IoU      nIoU\nsky           : 0.100    nan"
-    )
-    Path("result.txt").write_text(capsys.readouterr().out)
-    typed = [f"{name}={100 * value:g}" for name, value in values.items()]
-    records = []
-    for words in (["--file", "result.json"], ["--file", "result.txt"], ["--mean-iou", "47.5", "--iou", *typed]):
+    result = {"classScores": {**values, "caravan": float("nan")}, "averageScoreClasses": 0.475}
+    Path("result.json").write_text(json.dumps(result | {"categoryScores": {"sky": 0.1}}))
+    percent = {name: f"{100 * value:g}" for name, value in values.items()}
+    typed = [f"{name}={value}" for name, value in percent.items()]
+    for words in (["--file", "result.json"], ["--mean-iou", "47.5", "--iou", *typed]):
         assert record("cityscapes", *words) == 0
-        found = json.loads(Path("metrics/servers/cityscapes-res101.json").read_text())
-        records.append((found["percent"].pop("iou"), found["percent"]["mean_iou"]))
-    assert records[0] == records[2] == (pytest.approx({name: 100 * value for name, value in values.items()}), 47.5)
-    assert records[1] == (pytest.approx(records[0][0], abs=0.051), 47.5)
-    assert record("cityscapes", "--file", "result.json") == 0
-    found = json.loads(Path("metrics/servers/cityscapes-res101.json").read_text())
-    assert {key: found["percent"][key] for key in ("mean_iiou", "category_iou")} == {
-        "mean_iiou": 40,
-        "category_iou": 90,
-    }
+        found = json.loads(Path("metrics/servers/cityscapes-res101.json").read_text())["percent"]
+        assert found == {"mean_iou": 47.5, "iou": {name: float(value) for name, value in percent.items()}}
 
 
 @pytest.mark.parametrize(
     ("words", "text", "message"),
     [
-        ("voc --mean-iou 83,4", "", "--mean-iou: mean IoU 83,4, expected percent, 0 to 100"),
-        ("voc --mean-iou 183.4", "", "--mean-iou: mean IoU 183.4, expected percent"),
-        ("voc --mean-iou nan", "", "--mean-iou: mean IoU nan, expected percent"),
-        ("voc", "", "--mean-iou: no mean IoU, and not all 21 classes"),
+        ("voc --mean-iou 83,4", "", "command line: mean_iou is '83,4': Input should be a valid decimal"),
+        ("voc --mean-iou 183.4", "", "command line: mean_iou is '183.4': Input should be less than or equal to 100"),
+        ("voc --mean-iou nan", "", "command line: mean_iou is 'nan': Input should be a finite number"),
+        ("voc", "", "command line: no mean IoU, and not all 21 classes"),
         ("voc --mean-iou 83.4 --iou boat=74.9", "", "no IoU of background, aeroplane, bicycle, bird, bottle"),
-        ("voc --mean-iou 83.4 --iou ship=74.9", "", "--iou ship=74.9: no class of voc"),
-        ("voc --mean-iou 83.4 --iou mean=74.9", "", "--iou mean=74.9: no class of voc"),
-        ("voc --mean-iou 83.4 --iou boat=74.9 boat=74.9", "", "--iou boat=74.9: boat is there twice"),
-        ("voc --mean-iou 83.4 --iou boat", "", "--iou boat: boat , expected percent"),
-        (
-            "voc --file a",
-            ANSWERS["leaderboard"].replace("83.4", "88.4"),
-            "a: mean IoU 88.4 leaves 201.1 for background",
-        ),
-        (
-            "voc --file a",
-            ANSWERS["leaderboard"].replace("83.4", "78.0"),
-            "a: mean IoU 78.0 leaves -17.3 for background",
-        ),
-        ("voc --file a", ANSWERS["one space"] + "\nmean 84.0", "a: mean IoU 84.0, expected 83.41"),
-        ("voc --file a --mean-iou 83.5", ANSWERS["page"], "a: mean IoU 83.4, the command line says 83.5"),
-        ("voc --file a", ANSWERS["one space"] + "\nboat 1.0", "a: boat is there twice, 74.91357 and 1.0"),
-        ("voc --file a", ANSWERS["one space"].replace("comp6", "comp5"), "a: of comp5, voc-res152.tgz was for comp6"),
-        ("voc --file a", ANSWERS["submission"].replace("{md5}", "f" * 32), "a: of an archive of md5 ffff"),
-        ("voc --file a", "Evaluation failed", "a: no class of voc with a number beside it"),
-        ("voc --file a", "{", "a: not an answer of a server"),
-        ("voc --file b", "", "b: expected a file of text"),
+        ("voc --mean-iou 83.4 --iou ship=74.9", "", "no class 'ship', expected background, aeroplane"),
+        ("voc --mean-iou 83.4 --iou boat=74.9 boat=74.9", "", "--iou: a class is there twice"),
+        ("voc --mean-iou 83.4 --iou boat", "", "command line: iou.boat is '': Input should be a valid decimal"),
+        ("voc --file a", answers("88.4", PRINTED), "a: mean IoU 88.4 leaves 201.1 for background"),
+        ("voc --file a", answers("78.0", PRINTED), "a: mean IoU 78.0 leaves -17.3 for background"),
+        ("voc --file a", answers("84.0", EXACT), "a: mean IoU 84.0, expected 83.41"),
+        ("voc --file a --mean-iou 83.5", answers("83.5", {}), "--file a: expected numbers in a file or on the command"),
+        ("voc --file a", answers("83.4", {"boat": "true"}), "a: iou.boat is True: "),
+        ("voc --file a", answers("NaN", {}), "a: mean_iou is nan: Input should be a finite number"),
+        ("voc --file a", '{"mean": 83.4}', "a: unknown key mean"),
+        ("voc --file a", "[83.4]", "a: Input should be "),
+        ("voc --file a", "aeroplane 94.9", "a: no JSON (Expecting value: line 1 column 1 (char 0)), expected {"),
+        ("cityscapes --file a", '{"classScores": {}}', "a: key averageScoreClasses is missing"),
+        ("voc --file b", "", "b: no JSON ([Errno 2] No such file or directory"),
         (
             "voc --experiment voc-res50 --mean-iou 80",
             "",
@@ -645,7 +610,7 @@ def test_record_of_cityscapes(noted: Path, capsys: pytest.CaptureFixture[str], m
         (
             "cityscapes --mean-iou 70 --iou " + " ".join(f"c{i}=1" for i in range(2)),
             "",
-            "--iou c0=1: no class of citysc",
+            "command line: no class 'c0', expected road",
         ),
     ],
 )
@@ -704,17 +669,20 @@ def test_from_answer_to_table(noted: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[:-9], "not a record"),
-        (lambda text: text.replace('"mean_iou": 83.4', '"mean_iou": 183.4'), "mean IoU 183.4, expected percent"),
+        (lambda text: text[:-9], "not what `submit record` writes: "),
+        (
+            lambda text: text.replace('"mean_iou": 83.4', '"mean_iou": 183.4'),
+            "percent.mean_iou is '183.4': Input should",
+        ),
         (lambda text: text.replace('"mean_iou": 83.4', '"mean_iou": 88.4'), "leaves 201.1 for background"),
         (lambda text: text.replace('"multi"', '"single"'), "protocol 'single', the table shows 'multi'"),
-        (lambda text: text.replace('"weights"', '"weight"'), "has no 'weights'"),
+        (lambda text: text.replace('"weights"', '"weight"'), "key weights.md5 is missing"),
         (lambda text: text.replace('"voc-res152"', '"voc-res101"'), "of experiment 'voc-res101' on voc, expected"),
     ],
 )
 def test_a_damaged_record_is_named(change: Callable[[str], str], message: str, noted: Path) -> None:
-    Path("answer.txt").write_text(ANSWERS["page"])
-    assert record("voc", "--file", "answer.txt") == 0
+    Path("scores.json").write_text(answers("83.4", PRINTED))
+    assert record("voc", "--file", "scores.json") == 0
     file = Path("metrics/servers/voc-res152.json")
     file.write_text(change(file.read_text()))
     with pytest.raises(UserError, match=f"^{file}: .*{re.escape(message)}"):
