@@ -1,6 +1,6 @@
 """JPEG, PNG, MATLAB files, tar and zip, with the same bytes on every machine.
 
-What normally differs is fixed here: compression (deflate.py), times, users and platforms in headers.
+What normally differs is fixed here: compression (stored blocks, see `deflate`), times, users and platforms in headers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.formats.deflate import gzip_file, zlib_stream
 from pipeline.formats.label_images import colour_map
 from refinenet.atomic import atomic_file
 
@@ -28,6 +27,29 @@ Member = tuple[str, bytes]  # path inside an archive, content
 MTIME = 1336694400  # 2012-05-11 00:00 UTC, the day of the VOC 2012 release
 _ZIP_TIME = (2012, 5, 11, 0, 0, 0)
 _MATLAB_TIME = b"Fri May 11 00:00:00 2012"
+
+
+def deflate(data: bytes) -> bytes:
+    """Wrap `data` as a raw DEFLATE stream (RFC 1951) of stored blocks.
+
+    Nothing is compressed: zlib, zlib-ng and the copies inside Python, Pillow and HDF5 each give other bytes.
+    """
+    stream = bytearray()
+    for start in range(0, max(1, len(data)), 0xFFFF):
+        block = data[start : start + 0xFFFF]
+        stream += struct.pack("<BHH", start + 0xFFFF >= len(data), len(block), 0xFFFF ^ len(block)) + block
+    return bytes(stream)
+
+
+def zlib_stream(data: bytes) -> bytes:
+    """Wrap `data` in the zlib format (RFC 1950), as PNG, MAT and HDF5 hold it."""
+    return b"\x78\x01" + deflate(data) + struct.pack(">I", zlib.adler32(data))
+
+
+def gzip_file(data: bytes) -> bytes:
+    """Wrap `data` in the gzip format (RFC 1952), without name or time."""
+    head = b"\x1f\x8b\x08\x00" + bytes(4) + b"\x00\xff"
+    return head + deflate(data) + struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)
 
 
 def jpeg(image: NDArray[np.uint8]) -> bytes:
@@ -98,7 +120,7 @@ class Mat73:
         self.file = h5py.File(self._buffer, "w", userblock_size=512, libver=("earliest", "v108"))
 
     def array(self, name: str, values: NDArray[Any], kind: str, **attributes: int) -> Any:
-        """One dataset of MATLAB class `kind`; compressed, unless it is small."""
+        """Write one dataset of MATLAB class `kind`; as a zlib stream like MATLAB's, unless it is small."""
         if values.nbytes < 1024:
             dataset = self.file.create_dataset(name, data=values, track_times=False)
         else:
@@ -106,7 +128,7 @@ class Mat73:
         return self._describe(dataset, kind, attributes)
 
     def stack(self, name: str, items: Iterable[NDArray[Any]], count: int, kind: str) -> Any:
-        """`count` arrays of one shape as one dataset, count x shape, each compressed by itself."""
+        """Write `count` arrays of one shape as one dataset, count x shape, each a chunk of its own."""
         arrays = iter(items)
         first = next(arrays)
         dataset = self._chunks(name, chain([first], arrays), (count, *first.shape), (1, *first.shape))
@@ -119,7 +141,7 @@ class Mat73:
         shape: tuple[int, ...],
         chunk: tuple[int, ...],
     ) -> Any:
-        """A dataset whose chunks follow each other along the first axis and come compressed from `deflate`."""
+        """Make a dataset whose chunks follow each other along the first axis, each a zlib stream of stored blocks."""
         dataset = None
         for number, item in enumerate(items):
             little = np.ascontiguousarray(item, item.dtype.newbyteorder("<"))

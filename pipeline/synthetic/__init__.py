@@ -1,7 +1,7 @@
 """Archives to download, without a download: the official file names, layouts and encodings, filled with drawn scenes.
 
 `pipeline/datasets` reads these and the published archives with the same code. Drawn from the same settings they have
-the same bytes on every machine (encode.py, deflate.py). What is written here and what is left out, by data set:
+the same bytes on every machine (encode.py). What is written here and what is left out, by data set:
 
     voc         palette PNGs with void borders; SBD's GTcls with Boundaries; no Annotations, no SegmentationObject;
                 test images
