@@ -11,7 +11,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -120,46 +119,30 @@ class Mat73:
         self.file = h5py.File(self._buffer, "w", userblock_size=512, libver=("earliest", "v108"))
 
     def array(self, name: str, values: NDArray[Any], kind: str, **attributes: int) -> Any:
-        """Write one dataset of MATLAB class `kind`; as a zlib stream like MATLAB's, unless it is small."""
-        if values.nbytes < 1024:
-            dataset = self.file.create_dataset(name, data=values, track_times=False)
-        else:
-            dataset = self._chunks(name, [values], values.shape, values.shape)
+        """Write one dataset of MATLAB class `kind` in one piece."""
+        dataset = self.file.create_dataset(name, data=values, track_times=False)
         return self._describe(dataset, kind, attributes)
 
     def stack(self, name: str, items: Iterable[NDArray[Any]], count: int, kind: str) -> Any:
-        """Write `count` arrays of one shape as one dataset, count x shape, each a chunk of its own."""
-        arrays = iter(items)
-        first = next(arrays)
-        dataset = self._chunks(name, chain([first], arrays), (count, *first.shape), (1, *first.shape))
-        return self._describe(dataset, kind, {})
-
-    def _chunks(
-        self,
-        name: str,
-        items: Iterable[NDArray[Any]],
-        shape: tuple[int, ...],
-        chunk: tuple[int, ...],
-    ) -> Any:
-        """Make a dataset whose chunks follow each other along the first axis, each a zlib stream of stored blocks."""
+        """Write `count` arrays of one shape as one dataset, count x shape, each as a zlib stream like MATLAB's."""
         dataset = None
         for number, item in enumerate(items):
             little = np.ascontiguousarray(item, item.dtype.newbyteorder("<"))
             if dataset is None:
-                options = {"compression": "gzip", "compression_opts": 3, "track_times": False}
-                dataset = self.file.create_dataset(name, shape, little.dtype, chunks=chunk, **options)
-            dataset.id.write_direct_chunk((number,) + (0,) * (len(shape) - 1), zlib_stream(little.tobytes()))
-        return dataset
+                options = {"chunks": (1, *item.shape), "compression": "gzip", "track_times": False}
+                dataset = self.file.create_dataset(name, (count, *item.shape), little.dtype, **options)
+            dataset.id.write_direct_chunk((number,) + (0,) * item.ndim, zlib_stream(little.tobytes()))
+        return self._describe(dataset, kind, {})
 
     def cell(self, name: str, items: Iterable[tuple[NDArray[Any], str]], shape: tuple[int, int]) -> Any:
-        """A cell array of (values, MATLAB class): references to datasets in #refs#."""
+        """Write a cell array of (values, MATLAB class): references to datasets in #refs#."""
         import h5py
 
         group = self.file.require_group("#refs#")
         references = []
         for values, kind in items:
             decode = {"MATLAB_int_decode": 2} if kind == "char" else {}
-            references.append(self.array(f"#refs#/{_reference_name(len(group))}", values, kind, **decode).ref)
+            references.append(self.array(f"#refs#/{len(group)}", values, kind, **decode).ref)
         table = np.empty(len(references), h5py.ref_dtype)
         table[:] = references
         dataset = self.file.create_dataset(name, data=table.reshape(shape), dtype=h5py.ref_dtype, track_times=False)
@@ -179,17 +162,6 @@ class Mat73:
         self._buffer.seek(0)
         self._buffer.write(text.ljust(116) + bytes(8) + struct.pack("<H", 0x0200) + b"IM")
         return self._buffer.getvalue()
-
-
-def _reference_name(number: int) -> str:
-    """a, b, ..., z, A, ..., Z, aa, ...: how MATLAB names what a cell refers to."""
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    name = ""
-    number += 1
-    while number:
-        number, letter = divmod(number - 1, len(letters))
-        name = letters[letter] + name
-    return name
 
 
 def characters(text: str) -> NDArray[np.uint16]:

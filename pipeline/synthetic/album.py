@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.measure import label
 
 from pipeline.config.schema import Rendered
 from pipeline.synthetic.scene import Kind, World
@@ -87,9 +88,7 @@ def shifted(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def variant(picture: Picture, mask: NDArray[np.bool_], options: Sequence[int]) -> NDArray[np.uint16]:
     """One of `options` for each object, or each connected region of stuff, inside `mask`; 0 outside. H x W."""
-    from scipy.ndimage import label as regions
-
-    parts = regions(mask & (picture.instances == 0))[0].astype(np.int64)
+    parts = label(mask & (picture.instances == 0), connectivity=1)
     parts = np.where(picture.instances > 0, picture.instances.astype(np.int64) + parts.max(), parts)
     # Steps that share no factor with the usual counts of options: neighbours in number differ.
     chosen = np.asarray(options, np.uint16)[(parts * 17 + picture.number * 31) % len(options)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
 
 from pipeline.synthetic.catalogue import Look
 from pipeline.synthetic.shapes import Points
@@ -184,14 +185,14 @@ class Canvas:
             down, right = top + step // 2, left + step
             target = self.pixels[down : down + union.shape[0], right : right + union.shape[1]]
             where = union[: target.shape[0], : target.shape[1], None]
-            np.multiply(target, np.float32(0.86), out=target, where=where)
+            np.multiply(target, 0.86, out=target, where=where)
 
     def finish(self, dice: Dice, night: int) -> NDArray[np.uint8]:
         """Light from one side, averaging to the final size, sensor noise. `night`: percent of light taken away."""
         height, width = self.height * SCALE, self.width * SCALE
         slope = dice.integer(-12, 12)
-        across = (np.arange(width, dtype=np.float32) / np.float32(width) - np.float32(0.5)) * np.float32(slope / 50)
-        down = (np.arange(height, dtype=np.float32) / np.float32(height) - np.float32(0.4)) * np.float32(0.16)
+        across = (np.arange(width, dtype=np.float32) / np.float32(width) - 0.5) * np.float32(slope / 50)
+        down = (np.arange(height, dtype=np.float32) / np.float32(height) - 0.4) * 0.16
         light = (np.float32((108 - night) / 100) - down)[:, None] + across
         scaled = np.clip(self.pixels * light[..., None], 0, 255)
         whole = (scaled * 16).astype(np.uint16)
@@ -215,18 +216,14 @@ def _fill(view: Field, mask: NDArray[np.bool_], piece: Piece, top: int, left: in
     x = (np.arange(width, dtype=np.float32) + np.float32(box[1].start + left))[None, :]
     share = TEXTURES[texture](*_coordinates(piece.paint, x, y))
     if piece.paint.vanishing is not None:
-        near: Field = np.clip((y - np.float32(piece.paint.vanishing[1])) * np.float32(0.03), 0, 1)
-        share = share * near + np.float32(0.35) * (1 - near)
+        near: Field = np.clip((y - np.float32(piece.paint.vanishing[1])) * 0.03, 0, 1)
+        share = share * near + 0.35 * (1 - near)
     shade: Field = np.ones((1, 1), np.float32)
     if outlined:  # lit from the upper left
-        shade = np.float32(1.12) - ((y - y[0]) / height * np.float32(0.16) + (x - x[:, :1]) / width * np.float32(0.1))
+        shade = 1.12 - ((y - y[0]) / height * 0.16 + (x - x[:, :1]) / width * 0.1)
     if outlined and min(height, width) > 8:
-        inner = mask.copy()
-        inner[1:] &= mask[:-1]
-        inner[:-1] &= mask[1:]
-        inner[:, 1:] &= mask[:, :-1]
-        inner[:, :-1] &= mask[:, 1:]
-        shade = shade * np.where(inner, np.float32(1), np.float32(0.62))
+        inner = binary_erosion(mask, border_value=1)
+        shade = shade * np.where(inner, 1, 0.62)
     for channel in range(3):
         colour = np.float32(base[channel]) + share * np.float32(tone[channel] - base[channel])
         np.copyto(view[..., channel], colour * shade, where=mask)
@@ -235,9 +232,9 @@ def _fill(view: Field, mask: NDArray[np.bool_], piece: Piece, top: int, left: in
 def _coordinates(paint: Paint, x: Field, y: Field) -> tuple[Field, Field]:
     """Texture coordinates of enlarged pixels, in periods."""
     if paint.vanishing is not None:
-        depth = np.float32(60) / np.maximum(y - np.float32(paint.vanishing[1]) + 36, 6)
+        depth = 60 / np.maximum(y - np.float32(paint.vanishing[1]) + 36, 6)
         period = np.float32(18 / paint.period)
-        return (x - np.float32(paint.vanishing[0])) * depth * np.float32(0.11) * period, depth * 14 * period + x * 0
+        return (x - np.float32(paint.vanishing[0])) * depth * 0.11 * period, depth * 14 * period + x * 0
     across, down = x - np.float32(paint.origin[0]), y - np.float32(paint.origin[1])
     cos, sin = np.float32(cosine(paint.angle) / paint.period), np.float32(sine(paint.angle) / paint.period)
     return across * cos + down * sin, down * cos - across * sin

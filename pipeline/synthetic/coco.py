@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.measure import regionprops
 
 from pipeline.config.schema import Rendered
 from pipeline.datasets import coco
@@ -22,9 +25,9 @@ _PERSON = coco.CLASSES.index("person")
 
 
 def render(settings: Rendered, folder: Path) -> None:
-    """`train` images with their objects, and one more with nothing of VOC's on it, which no reader keeps.
+    """Draw `train` images with their objects, and one more with nothing of VOC's on it, which no reader keeps.
 
-    The first group of people is a crowd: one region of run lengths, not told apart. COCO's own val is left out.
+    The first group of people is a crowd: one region of run lengths for all of them. COCO's own val is left out.
     """
     pictures = [p for p in paint("coco", coco.CLASSES, replace(settings, val=1), "objects") if p.split == "train"]
     images: list[dict[str, Any]] = []
@@ -36,18 +39,8 @@ def render(settings: Rendered, folder: Path) -> None:
         file = f"COCO_train2014_{number:012d}.jpg"
         photos.append((f"train2014/{file}", jpeg(p.image)))
         images.append({"license": 1, "file_name": file, "height": height, "width": width, "id": number})
-        if place == len(pictures):
-            corners = [1.5, 2.0, width - 2.25, 2.0, width / 2, height - 3.0]
-            found = [(_OTHER[0], 0, [corners], (width - 3.75) * (height - 5) / 2, [1, 2, width - 3, height - 5])]
-        else:
-            found = _objects(p, p.number == crowd)
-        for category, is_crowd, segmentation, area, box in found:
-            objects.append(
-                {
-                    **{"segmentation": segmentation, "area": area, "iscrowd": is_crowd, "image_id": number},
-                    **{"bbox": box, "category_id": category, "id": 1000 + len(objects)},
-                }
-            )
+        found = _objects(p, p.number == crowd) if place < len(pictures) else [_other(height, width)]
+        objects += [{**item, "image_id": number, "id": 1000 + len(objects) + i} for i, item in enumerate(found)]
     named = [(number, name) for number, name in zip(coco.CATEGORIES, coco.NAMES, strict=True) if number]
     record = {
         "info": {"description": "drawn scenes", "year": 2014},
@@ -61,35 +54,37 @@ def render(settings: Rendered, folder: Path) -> None:
     write_zip(folder / "annotations_trainval2014.zip", members)
 
 
-def _objects(p: Picture, crowd: bool) -> list[tuple[int, int, Any, float, list[int]]]:
-    """Category, crowd, segmentation, area and box of each object."""
-    found: list[tuple[int, int, Any, float, list[int]]] = []
+def _annotation(category: int, segmentation: Any, area: float, box: tuple[int, ...], crowd: int = 0) -> dict[str, Any]:
+    """Put together what COCO says of one object; `box` is that of skimage's regions: top, left, bottom, right."""
+    top, left, bottom, right = box
+    shape = {"segmentation": segmentation, "area": area, "bbox": [left, top, right - left, bottom - top]}
+    return {**shape, "iscrowd": crowd, "category_id": category}
+
+
+def _other(height: int, width: int) -> dict[str, Any]:
+    """Describe a triangle over nearly all of the image, of a category that VOC does not have."""
+    corners = [1.5, 2.0, width - 2.25, 2.0, width / 2, height - 3.0]
+    return _annotation(_OTHER[0], [corners], (width - 3.75) * (height - 5) / 2, (2, 1, height - 3, width - 2))
+
+
+def _objects(p: Picture, crowd: bool) -> Iterator[dict[str, Any]]:
+    """Describe each object; `crowd`: all people together by run lengths instead of by polygons."""
     if crowd:
         mask = p.label == _PERSON
-        found.append((coco.CATEGORIES[_PERSON], 1, _runs(mask), float(mask.sum()), _box(mask)))
-    for number in np.unique(p.instances[p.instances > 0]):
-        mask = (p.instances == number) & (p.label > 0)
-        for klass in np.unique(p.label[mask]):
-            if crowd and klass == _PERSON:
-                continue
-            part = mask & (p.label == klass)
+        (people,) = regionprops(mask.astype(np.uint8))
+        yield _annotation(coco.CATEGORIES[_PERSON], _run_lengths(mask), float(people.area), people.bbox, 1)
+    parts = np.where((p.instances > 0) & (p.label > 0), p.instances.astype(int) * len(coco.CLASSES) + p.label, 0)
+    for region in regionprops(parts):
+        klass = region.label % len(coco.CLASSES)
+        if region.area >= _LEAST and not (crowd and klass == _PERSON):
             # Outlines run through pixel centres, which COCO counts from the pixels' corners; a hole is filled.
-            regions = [outline for value, outline in polygons.outlines(part.astype(np.int64)) if value]
-            corners = [[c + 0.5 for xy in outline for c in xy] for outline in regions]
-            if part.sum() >= _LEAST:
-                found.append((coco.CATEGORIES[klass], 0, corners, float(part.sum()), _box(part)))
-    return found
+            origin = (region.bbox[1] + 0.5, region.bbox[0] + 0.5)
+            traced = [outline for value, outline in polygons.outlines(region.image.astype(np.int64)) if value]
+            corners = [(np.array(outline) + origin).ravel().tolist() for outline in traced]
+            yield _annotation(coco.CATEGORIES[klass], corners, float(region.area), region.bbox)
 
 
-def _runs(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Uncompressed run lengths, column by column, the first of pixels outside."""
-    flat = np.concatenate([[False], mask.T.ravel()])
-    ends = [*(np.flatnonzero(flat[1:] != flat[:-1])).tolist(), mask.size]
-    counts = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    return {"counts": counts, "size": list(mask.shape)}
-
-
-def _box(mask: NDArray[np.bool_]) -> list[int]:
-    """x, y, width, height."""
-    ys, xs = np.nonzero(mask)
-    return [int(xs.min()), int(ys.min()), int(xs.max() - xs.min()) + 1, int(ys.max() - ys.min()) + 1]
+def _run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Count the pixels of each run, column by column, first of a run outside the mask: COCO's uncompressed RLE."""
+    runs = [(inside, sum(1 for _ in run)) for inside, run in itertools.groupby(mask.ravel(order="F").tolist())]
+    return {"counts": [0] * runs[0][0] + [length for _, length in runs], "size": list(mask.shape)}

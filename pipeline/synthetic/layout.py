@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.segmentation import find_boundaries
 
 from pipeline.synthetic.backdrop import Backdrop, Cast
 from pipeline.synthetic.canvas import SCALE, VOID, Paint, Piece, Stamp, material
@@ -292,11 +293,4 @@ class Layout(Backdrop):
 
     def _void(self, label: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Label with VOID where an object borders on anything else: one pixel on either side."""
-        parts = self.canvas.instances
-        edge = np.zeros(label.shape, np.bool_)
-        down, across = parts[1:] != parts[:-1], parts[:, 1:] != parts[:, :-1]
-        edge[1:] |= down
-        edge[:-1] |= down
-        edge[:, 1:] |= across
-        edge[:, :-1] |= across
-        return np.where(edge, np.uint8(VOID), label)
+        return np.where(find_boundaries(self.canvas.instances), np.uint8(VOID), label)

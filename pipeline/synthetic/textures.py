@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, MutableSequence, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]  # float32; not so named because NumPy's types do not see that x * 0.5 stays it
 Colour = tuple[int, int, int]
 Item = TypeVar("Item")
 
@@ -111,7 +111,7 @@ def _wave(t: Field) -> Field:
 
 def _sharp(t: Field, gain: int = 5) -> Field:
     """The same wave with steep flanks: soft-edged bars."""
-    return _unit((_wave(t) - np.float32(0.5)) * gain + np.float32(0.5))
+    return _unit((_wave(t) - 0.5) * gain + 0.5)
 
 
 def _yes(condition: NDArray[np.bool_]) -> Field:
@@ -119,7 +119,7 @@ def _yes(condition: NDArray[np.bool_]) -> Field:
 
 
 def _parity(t: Field) -> Field:
-    return _floor(t) - 2 * _floor(t * np.float32(0.5))
+    return _floor(t) - 2 * _floor(t * 0.5)
 
 
 def _checks(u: Field, v: Field) -> Field:
@@ -127,69 +127,67 @@ def _checks(u: Field, v: Field) -> Field:
 
 
 def _bricks(u: Field, v: Field) -> Field:
-    along = u * np.float32(0.5) + np.float32(0.5) * _parity(v)
+    along = u * 0.5 + 0.5 * _parity(v)
     return np.maximum(_yes(_fraction(v) < 0.2), _yes(_fraction(along) < 0.1))
 
 
 def _planks(u: Field, v: Field) -> Field:
     row = _floor(v)
-    seam = np.maximum(_yes(_fraction(v) < 0.14), _yes(_fraction(u * np.float32(0.2) + row * np.float32(0.375)) < 0.04))
-    shares: Field = np.maximum(seam, np.float32(0.6) * _fraction(row * np.float32(0.625)))
+    seam = np.maximum(_yes(_fraction(v) < 0.14), _yes(_fraction(u * 0.2 + row * 0.375) < 0.04))
+    shares: Field = np.maximum(seam, 0.6 * _fraction(row * 0.625))
     return shares
 
 
 def _books(u: Field, v: Field) -> Field:
-    row = _floor(v * np.float32(0.35))
-    return np.maximum(
-        _fraction((_floor(u) + 3 * row) * np.float32(0.6181640625)), _yes(_fraction(v * np.float32(0.35)) < 0.16)
-    )
+    row = _floor(v * 0.35)
+    return np.maximum(_fraction((_floor(u) + 3 * row) * 0.6181640625), _yes(_fraction(v * 0.35) < 0.16))
 
 
 def _scales(u: Field, v: Field) -> Field:
-    across = _fraction(u + np.float32(0.5) * _parity(v)) - np.float32(0.5)
-    return _unit(_fraction(v) * np.float32(0.7) + across * across * 2)
+    across = _fraction(u + 0.5 * _parity(v)) - 0.5
+    return _unit(_fraction(v) * 0.7 + across * across * 2)
 
 
 def _windows(u: Field, v: Field) -> Field:
-    across, down = _fraction(u * np.float32(0.7)), _fraction(v * np.float32(0.6))
+    across, down = _fraction(u * 0.7), _fraction(v * 0.6)
     return _yes((across > 0.28) & (across < 0.78) & (down > 0.25) & (down < 0.75))
 
 
 def _dots(u: Field, v: Field) -> Field:
-    across, down = _fraction(u) - np.float32(0.5), _fraction(v) - np.float32(0.5)
-    return _unit((np.float32(0.13) - across * across - down * down) * 16 + np.float32(0.5))
+    across, down = _fraction(u) - 0.5, _fraction(v) - 0.5
+    return _unit((0.13 - across * across - down * down) * 16 + 0.5)
 
 
 def _rings(u: Field, v: Field) -> Field:
-    return _sharp(np.sqrt(u * u + v * v) * np.float32(0.8), 3)
+    return _sharp(np.sqrt(u * u + v * v) * 0.8, 3)
 
 
 def _weave(u: Field, v: Field) -> Field:
-    across = _parity(_floor(u * np.float32(1.5)) + _floor(v * np.float32(1.5)))
-    return across * _wave(u * np.float32(1.5)) + (1 - across) * _wave(v * np.float32(1.5))
+    across = _parity(_floor(u * 1.5) + _floor(v * 1.5))
+    return across * _wave(u * 1.5) + (1 - across) * _wave(v * 1.5)
 
 
 # From texture coordinates (one period each) to how much of the class's second colour shows there, 0..1.
 TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
-    "plain": lambda u, v: _tile(noise(64), u * 12, v * 12) * np.float32(0.3),
-    "clouds": lambda u, v: _unit(_tile(noise(64, 4), u * 8, v * 16) * 2 - np.float32(0.7)),
+    "plain": lambda u, v: _tile(noise(64), u * 12, v * 12) * 0.3,
+    "clouds": lambda u, v: _unit(_tile(noise(64, 4), u * 8, v * 16) * 2 - 0.7),
     "speckle": lambda u, v: _tile(noise(4), u * 9, v * 9),
     "grass": lambda u, v: _tile(noise(8), u * 16, v * 5),
     "fur": lambda u, v: _tile(noise(8), (u + v) * 5, (v - u) * 15),
     "blotch": lambda u, v: _unit(_tile(noise(32), u * 13, v * 13) * 8 - 4),
-    "leaves": lambda u, v: _floor(_tile(noise(8), u * 7, v * 7) * np.float32(3.99)) / np.float32(3),
+    "leaves": lambda u, v: _floor(_tile(noise(8), u * 7, v * 7) * 3.99) / 3,
     "lines": lambda u, v: _sharp(v) + u * 0,
     "bars": lambda u, v: _sharp(u) + v * 0,
-    "diagonal": lambda u, v: _sharp((u + v) * np.float32(0.7)),
+    "diagonal": lambda u, v: _sharp((u + v) * 0.7),
     "checks": _checks,
-    "plaid": lambda u, v: (_sharp(u) + _sharp(v)) * np.float32(0.5),
+    "plaid": lambda u, v: (_sharp(u) + _sharp(v)) * 0.5,
     "dots": _dots,
     "bricks": _bricks,
     "tiles": lambda u, v: np.maximum(_yes(_fraction(u) < 0.15), _yes(_fraction(v) < 0.15)),
     "mesh": lambda u, v: np.maximum(_yes(_fraction(u + v) < 0.25), _yes(_fraction(u - v) < 0.25)),
-    "grain": lambda u, v: _wave(v * np.float32(0.8) + _tile(noise(64), u * 6, v * 9) * 2) * np.float32(0.8),
-    "waves": lambda u, v: _sharp(v + _wave(u * np.float32(0.6)) * np.float32(0.6), 3),
-    "zigzag": lambda u, v: _sharp(v + _wave(u) * np.float32(0.9)),
+    "grain": lambda u, v: _wave(v * 0.8 + _tile(noise(64), u * 6, v * 9) * 2) * 0.8,
+    "waves": lambda u, v: _sharp(v + _wave(u * 0.6) * 0.6, 3),
+    "zigzag": lambda u, v: _sharp(v + _wave(u) * 0.9),
     "planks": _planks,
     "boards": lambda u, v: _planks(v, u),
     "books": _books,
@@ -202,8 +200,9 @@ TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
 
 
 def parse_colour(code: str) -> Colour:
-    """`rrggbb` in hexadecimal."""
-    return int(code[0:2], 16), int(code[2:4], 16), int(code[4:6], 16)
+    """Read `rrggbb` in hexadecimal."""
+    red, green, blue = bytes.fromhex(code)
+    return red, green, blue
 
 
 def mixed(one: Colour, other: Colour, percent: int) -> Colour:

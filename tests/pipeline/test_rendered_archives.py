@@ -55,20 +55,20 @@ GOLDEN: dict[str, dict[str, str]] = {
     },
     "nyud": {
         "classMapping40.mat": "48721f4ced5b6bceab96bf214dfff3b0b681b33e257cb2a863373df4973e9260",
-        "nyu_depth_v2_labeled.mat": "3008568376969683e83b445ef4bccdd1748fd49f5f10368e7729abadc8d6e75c",
+        "nyu_depth_v2_labeled.mat": "986328fb73cc71531a30b141236924cc76721a038fa5673a3d7aafc53d2bfc72",
         "splits.mat": "a357d10d02e5e3ebd492d1cc8194ede98647da277f71dd75ca033b8e64abc2e5",
     },
     "sunrgbd": {
         "SUNRGBD.zip": "539e0f8e57277d5e66262f2d3ea89c6028a4eb1976d73f1ed7d4a4b376eb5bf0",
-        "SUNRGBDtoolbox.zip": "1b576415740b7c5522a3336ceeabdbdff649e72db3fad71572686038008e49de",
+        "SUNRGBDtoolbox.zip": "fed8692c4de5655dbc1e4e8eeef86e93cbaba06ffae77ba79ceebb125d060a7e",
     },
     "cityscapes": {
-        "gtFine_trainvaltest.zip": "a2899e258f155b3bf98f5a730852121002396479047ec6c965869b54836a49e2",
-        "leftImg8bit_trainvaltest.zip": "6a0ee476492477ec1718eeb587aee5c9f7f527fc7198ae5a779cdb9016aca16d",
+        "gtFine_trainvaltest.zip": "dbe0b23baa631912a5667df1bd4dcf3aa7e3b0ac2a42fa53176df89f19c376ea",
+        "leftImg8bit_trainvaltest.zip": "3eb06b2a017e97d119e6f18cda01f6ceb1ea0fd7209dfd1536f424e45b50e643",
     },
     "ade20k": {"ADEChallengeData2016.zip": "7b32230e564fecdf97ae84425694c2c54fa6336a03358087024a832a9e8fab94"},
     "coco": {
-        "annotations_trainval2014.zip": "c94487975039970b57325343b4139c536d8e5091c7ccdc3c27043638663fd99e",
+        "annotations_trainval2014.zip": "710edf19fa4c3ce88e6efacf888a1e61a10d27e2a4bf9de3911ef03ba94c53ca",
         "train2014.zip": "54ddf07113d4439cb351698757c7e78aae04855f63adbf9811497aa3fe0f0467",
     },
 }
