@@ -110,7 +110,7 @@ def read(profile: str) -> tuple[Params, Profile, str]:
     params = profiles.read_params()
     found, where = profiles.read_profile(profile)
     if not found.device.startswith("cuda"):
-        raise UserError(f"{where}: device is {found.device}, expected cuda: what is told here is the cost on GPUs")
+        raise UserError(f"{where}: device is {found.device}, expected cuda: this command counts the cost on GPUs")
     return params, found, where
 
 
@@ -153,11 +153,11 @@ def tested(profile: Profile, training: Training, recipe: Recipe) -> tuple[float,
     """Pixels that go through the network in the evaluation, over all protocols and scales; seconds of the CRF."""
     own = profile.datasets.get(training.data, {}).get("evaluate", {})
     row = getattr(training, "evaluate", {})
-    chosen = {**profile.evaluate, **own, **row}
+    settings = {**profile.evaluate, **own, **row}
     protocols: dict[str, Any] = {}
     for given in (profile.evaluate, own, row):
         protocols |= given.get("protocols", {})
-    edges = chosen.get("short_edge")
+    edges = settings.get("short_edge")
     height, width = datasets.load(training.data).TYPICAL_SIZE
     factor = Resizing(recipe.input_scale, tuple(edges) if edges else None).factor(height, width)
     views, waiting = 0.0, 0.0
@@ -258,10 +258,10 @@ def tell(name: str, gpu: str, rate: float | None, gpus: int | None) -> str:
     else:
         about = FACTS["gpus"][gpu]
         kinds = sorted({(reached[w.name], w.precision) for w in found})
-        told = " and ".join(f"{100 * done / about[kind] / 1e12:.0f} % of its {kind} peak" for done, kind in kinds)
+        shares = " and ".join(f"{100 * done / about[kind] / 1e12:.0f} % of its {kind} peak" for done, kind in kinds)
         images = " and ".join(f"{done / (PASSES * OPERATIONS * adds):.0f}" for done, _ in kinds)
         basis = (
-            f"**Assumed, not measured**: an NVIDIA {about['title']} at {told}, which would be {images} images/s for "
+            f"**Assumed, not measured**: an NVIDIA {about['title']} at {shares}, which would be {images} images/s for "
             "RefineNet-101 at 480 x 480."
         )
     head = ("training", "side", "GMAC a crop", "crops", "GPU hours, training", "evaluation", "GPU memory, GB")

@@ -81,12 +81,12 @@ def target(server: Server, options: argparse.Namespace, experiment: str) -> tupl
 def run(server: Server, options: argparse.Namespace) -> None:
     """Predict, pack, check, write. UserError for whatever the server would refuse."""
     experiment: str = options.experiment or default_experiment(server.data)
-    choice = resolve.load("evaluate", experiment)
-    if choice.data != server.data:
-        raise UserError(f"--experiment {experiment}: trained on {choice.data}, expected an experiment on {server.data}")
-    if options.protocol not in choice.protocols:
-        raise UserError(f"--protocol {options.protocol}: {experiment} has {', '.join(choice.protocols)}")
-    protocol = choice.protocols[options.protocol]
+    cfg = resolve.load("evaluate", experiment)
+    if cfg.data != server.data:
+        raise UserError(f"--experiment {experiment}: trained on {cfg.data}, expected an experiment on {server.data}")
+    if options.protocol not in cfg.protocols:
+        raise UserError(f"--protocol {options.protocol}: {experiment} has {', '.join(cfg.protocols)}")
+    protocol = cfg.protocols[options.protocol]
     path, stem = target(server, options, experiment)
     images = open_split(server, options.split)
     sizes = server.sizes(images, options.split, options.partial)
@@ -95,11 +95,11 @@ def run(server: Server, options: argparse.Namespace) -> None:
 
     model = Predictor(
         Path("models") / f"{experiment}.safetensors",
-        Predictor.choose_device(choice.device, choice.seed, choice.threads),
+        Predictor.choose_device(cfg.device, cfg.seed, cfg.threads),
         void=server.void is not None,
-        **choice.predictor_settings(),
+        **cfg.predictor_settings(),
     )
-    model.expect_classes(images.schema.classes, choice.data)
+    model.expect_classes(images.schema.classes, cfg.data)
     if (size := images.path.stat().st_size) > 1e9:
         print(f"{images.path}: taking the md5 of {size / 1e9:.1f} GB", file=sys.stderr)
 
@@ -112,7 +112,7 @@ def run(server: Server, options: argparse.Namespace) -> None:
                 "model": {"file": model.path.as_posix(), "md5": dvc_md5(model.path)},
                 "data": {"file": images.path.as_posix(), "md5": dvc_md5(images.path)},
                 "protocol": {"name": options.protocol, **asdict(protocol)},
-                **{k: getattr(choice, k) for k in ("input_scale", "short_edge", "average", "device", "threads")},
+                **{k: getattr(cfg, k) for k in ("input_scale", "short_edge", "average", "device", "threads")},
             }
             predict(server, model, {"it": protocol}, images, kept, key)
             built = kept / f"whole{path.name.removeprefix(stem)}"
@@ -123,7 +123,7 @@ def run(server: Server, options: argparse.Namespace) -> None:
                 "archive": {"file": path.name, "md5": dvc_md5(built), "images": len(sizes), "partial": options.partial},
                 "server": {"data": server.data, "split": options.split, "competition": options.competition},
                 "experiment": experiment,
-                "profile": choice.profile,
+                "profile": cfg.profile,
                 "commit": _commit(),
                 **key,
             }
@@ -185,14 +185,14 @@ def _commit() -> str | None:
 
 def _line(server: Server, path: Path, count: int, options: argparse.Namespace) -> str:
     size = path.stat().st_size
-    told_size = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-    told = f"{path}: {count} images, {told_size}: {server.contents(options.split, options.competition)}"
+    size_text = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    text = f"{path}: {count} images, {size_text}: {server.contents(options.split, options.competition)}"
     if options.partial or options.split != "test":
-        return f"{told}; not for upload"
+        return f"{text}; not for upload"
     if not path.name.endswith(server.suffixes):
-        told += f"; the server's page names {', '.join(server.suffixes)} only"
+        text += f"; the server's page names {', '.join(server.suffixes)} only"
     competition = f", as {options.competition} ({COMPETITIONS[options.competition]})" if server.data == "voc" else ""
-    return f"{told}; upload it{competition} at {server.upload}"
+    return f"{text}; upload it{competition} at {server.upload}"
 
 
 def check(options: argparse.Namespace) -> None:
@@ -260,8 +260,8 @@ def parser() -> argparse.ArgumentParser:
         usual = f"submissions/<experiment>{SERVERS[name].suffixes[0]}"
         add("--output", type=Path, metavar="FILE", help=f"default: {usual}")
         line.set_defaults(competition=None)
-    told = "; ".join(f"{name}: {meaning}" for name, meaning in COMPETITIONS.items())
-    lines["voc"].add_argument("--competition", choices=COMPETITIONS, default="comp6", help=f"{told}; default: comp6")
+    usage = "; ".join(f"{name}: {meaning}" for name, meaning in COMPETITIONS.items())
+    lines["voc"].add_argument("--competition", choices=COMPETITIONS, default="comp6", help=f"{usage}; default: comp6")
     lines["check"] = commands.add_parser("check", help="check an archive")
     lines["check"].add_argument("file", type=Path, metavar="FILE")
     lines["check"].add_argument("--data", choices=SERVERS, required=True, help="whose server it is for")

@@ -201,9 +201,9 @@ def summary(root: Path = Path()) -> str:
                 seeds = record[f"{prefix}seeds"] + (f" (± {spread})" if spread else "")
                 rows.append([where, row, paper, run, tables.interval(low, high), tables.signed(points), seeds])
                 profiles.add(record[f"{prefix}profile"])
-    told = [f"> **{profile}**\n" for profile in sorted(profiles - {"paper"})]
+    warnings = [f"> **{profile}**\n" for profile in sorted(profiles - {"paper"})]
     header = ["Table", "Row", "Paper", "This run", "95 % interval", "Difference", "Seeds"]
-    return "\n".join([*told, "Mean IoU in percent.", "", *tables.markdown(header, 2, rows)])
+    return "\n".join([*warnings, "Mean IoU in percent.", "", *tables.markdown(header, 2, rows)])
 
 
 def update_readme(root: Path = Path()) -> None:

@@ -60,19 +60,19 @@ def seeded(backbone: str, stem: int, seed: int) -> dict[str, Tensor]:
 
 def run(name: str) -> None:
     """Write weights/<name>.safetensors."""
-    choice = resolve.load("weights", name)
+    cfg = resolve.load("weights", name)
     target = Path(f"weights/{name}.safetensors")
     from refinenet.config import Config
 
-    config = Config(1, choice.backbone, stem=choice.stem)
-    if choice.source is not None:
+    config = Config(1, cfg.backbone, stem=cfg.stem)
+    if cfg.source is not None:
         from pipeline.convert import imagenet
 
-        found = imagenet.backbone(choice.source, config, Path("data/archives/weights"))
+        found = imagenet.backbone(cfg.source, config, Path("data/archives/weights"))
         found.save(target)
         print(f"{target}: {found.what}")
         return
-    if choice.backbone.startswith("timm:"):
+    if cfg.backbone.startswith("timm:"):
         raise UserError(f"weights.{name}: a seeded start is a ResNet's, expected {{package: ...}}")
     from safetensors.torch import save_file
 
@@ -80,7 +80,7 @@ def run(name: str) -> None:
     from refinenet.model.network import load_tensors
 
     backbone = build_backbone(config)
-    load_tensors(backbone, seeded(choice.backbone, choice.stem, choice.seed), "seeded start")
+    load_tensors(backbone, seeded(cfg.backbone, cfg.stem, cfg.seed), "seeded start")
     with atomic_file(target) as part:
         save_file(backbone.state_dict(), part)
 

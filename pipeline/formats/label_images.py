@@ -86,7 +86,7 @@ def _outlines(label: Array) -> Image.Image:
     from scipy.ndimage import binary_dilation
     from skimage.segmentation import find_boundaries
 
-    mask: npt.NDArray[np.bool_] = find_boundaries(label)  # type: ignore[no-untyped-call]  # a pixel on either side
+    mask: npt.NDArray[np.bool_] = find_boundaries(label)  # a pixel on either side
     thickness = max(1, round(label.size**0.5 / 600))
     return Image.fromarray(binary_dilation(mask, iterations=thickness - 1) if thickness > 1 else mask)
 

@@ -20,11 +20,11 @@ from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS
 from refinenet.errors import UserError
 
 
-def archives(name: str, own: bool, chosen: Mapping[str, Any], root: Path) -> Archives:
+def archives(name: str, own: bool, cfg: Mapping[str, Any], root: Path) -> Archives:
     """What a data set was unpacked from; of a user's own the file that stage download-own has packed."""
-    told = provenance.archives(name, chosen)
+    info = provenance.archives(name, cfg)
     if not own:
-        return told
+        return info
     file = Path("data", "raw", name, f"{name}.zip")
     try:
         content = (root / file).read_bytes()
@@ -32,31 +32,31 @@ def archives(name: str, own: bool, chosen: Mapping[str, Any], root: Path) -> Arc
         raise UserError(f"{file}: no such file; `download {name}` makes it") from None
     where = "the folders that the profile names"  # paths of a machine are nobody else's business
     packed = {"file": file.as_posix(), "url": where, "size": f"{len(content):,}", "sha256": ""}
-    return replace(told, files=[packed | {"md5": md5(content, usedforsecurity=False).hexdigest()}])
+    return replace(info, files=[packed | {"md5": md5(content, usedforsecurity=False).hexdigest()}])
 
 
-def link(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Provenance:
+def link(runs: Seeds, cfg: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Provenance:
     """The chain of an experiment, with all its protocols: a profile may have others than the paper's."""
-    made, run = provenance.provenance_of(runs, chosen, md5s, root), runs.first
+    made, run = provenance.provenance_of(runs, cfg, md5s, root), runs.first
     return replace(made, protocols=[(PROTOCOLS.get(one, one), run.protocols[one]) for one in custom.in_order(run)])
 
 
 def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
     """The page of the data set `name`, in at most `limit` bytes where fewer and smaller pictures make it so."""
-    chosen = provenance.settings(root)
-    own = [data for data, told in chosen["download"].items() if told.get("own") is not None]
-    known = resolve.custom_datasets(chosen)
+    cfg = provenance.settings(root)
+    own = [data for data, info in cfg["download"].items() if info.get("own") is not None]
+    known = resolve.custom_datasets(cfg)
     if name not in known:
         expected = f"one of {', '.join(known)}" if known else f"one of {PARAMS}'s own and further, which are empty"
         raise UserError(f"{name!r}: no data set with a page of its own, expected {expected}")
     table = custom.table(name, root)
     runs = {seeds.first.experiment: seeds for seeds in table.runs}
-    data = list(dict.fromkeys(one for experiment in runs for one in provenance.sources(experiment, chosen)))
+    data = list(dict.fromkeys(one for experiment in runs for one in provenance.sources(experiment, cfg)))
     for one in data:
         if not (root / "data" / one).is_dir():
             raise UserError(f"data/{one}: no such folder; `prepare {one}` makes it")
     md5s = {one: dvc_md5(root / "data" / one) for one in data}
-    behind = {one: [first] if (first := provenance.pretraining(one, chosen)) else [] for one in runs}
+    behind = {one: [first] if (first := provenance.pretraining(one, cfg)) else [] for one in runs}
     trainings = list(dict.fromkeys(one for name in runs for one in (*behind[name], name)))
     made = {one: result_section.curve(one, root) for one in trainings}
     holding = dataset_section.open_dataset(root, name)
@@ -72,10 +72,10 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
             for i, (one, colour) in enumerate(zip(schema.classes, schema.palette, strict=True))
         ],
         "notes": [(one, custom.notes(name, seeds)) for one, seeds in runs.items()],
-        "experiments": [link(seeds, chosen, md5s, root) for seeds in runs.values()],
-        "archives": [archives(one, one in own, chosen, root) for one in data],
+        "experiments": [link(seeds, cfg, md5s, root) for seeds in runs.values()],
+        "archives": [archives(one, one in own, cfg, root) for one in data],
         "costs": [
-            provenance.cost(one, curve, chosen, runs[one].first if one in runs else None, root)
+            provenance.cost(one, curve, cfg, runs[one].first if one in runs else None, root)
             for one, curve in made.items()
         ],
         "packed": name in own,
@@ -85,17 +85,17 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
     def shown(level: Level) -> dict[str, Any]:
         chapters = []
         for one in runs:
-            protocol = page.pictured(one, chosen)
+            protocol = page.pictured(one, cfg)
             curves = {training: made[training] for training in (*behind[one], one)}
             chapters.append(
                 {
                     "name": one,
                     "title": one,
                     "shown": f"{one}, {PROTOCOLS.get(protocol, protocol)}",
-                    **page.results(one, protocol, curves, chosen, list(runs), schema, level, root),
+                    **page.results(one, protocol, curves, cfg, list(runs), schema, level, root),
                 }
             )
-        told = page.data_set(name, table.title, holding, level)
-        return {"data": told | {"scored": None, "shown": None}, "chapters": chapters}
+        info = page.data_set(name, table.title, holding, level)
+        return {"data": info | {"scored": None, "shown": None}, "chapters": chapters}
 
     return page.render_within_limit("custom_report.html.j2", values, shown, limit)

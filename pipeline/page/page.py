@@ -65,10 +65,10 @@ def data_set(name: str, title: str, holding: dataset_section.DatasetContents, le
     }
 
 
-def pictured(experiment: str, chosen: Mapping[str, Any]) -> str:
+def pictured(experiment: str, cfg: Mapping[str, Any]) -> str:
     """The protocol that an experiment's pictures are of: `evaluate` takes the last one in settings.json."""
     try:
-        return str(list(chosen["evaluate"][experiment]["protocols"])[-1])
+        return str(list(cfg["evaluate"][experiment]["protocols"])[-1])
     except (KeyError, TypeError, IndexError):
         raise UserError(f"{provenance.SETTINGS}: has no evaluate.{experiment}; stage settings renews it") from None
 
@@ -77,7 +77,7 @@ def results(
     experiment: str,
     protocol: str,
     trainings: Mapping[str, Curve],
-    chosen: Mapping[str, Any],
+    cfg: Mapping[str, Any],
     linked: Sequence[str],
     schema: Schema,
     level: Level,
@@ -85,10 +85,10 @@ def results(
 ) -> dict[str, Any]:
     """What an experiment left to look at. `protocol`: of the confusion matrix; that of the pictures `evaluate` chose.
 
-    `trainings`: what to draw the curves of, of which `linked` have a chain. `chosen`: settings.json.
+    `trainings`: what to draw the curves of, of which `linked` have a chain. `cfg`: settings.json.
     """
-    of_pictures = pictured(experiment, chosen)
-    wanted = chosen["evaluate"][experiment]["pictures"]
+    of_pictures = pictured(experiment, cfg)
+    wanted = cfg["evaluate"][experiment]["pictures"]
     chart = {name: (curve.steps, curve.losses) for name, curve in trainings.items() if curve.steps}
     matrix, mistakes = result_section.confusion(experiment, protocol, schema.classes, root)
     return {
@@ -104,7 +104,7 @@ def results(
             {
                 "name": name,
                 "linked": name in linked,
-                "told": curve.told(),
+                "summary": curve.summary(),
                 "line": list(chart).index(name) if name in chart else 0,
             }
             for name, curve in trainings.items()

@@ -71,7 +71,7 @@ def chapter(
     of: Table,
     runs: Mapping[str, MetricsFile],
     made: Mapping[str, Curve],
-    chosen: Mapping[str, Any],
+    cfg: Mapping[str, Any],
     holding: dataset_section.DatasetContents,
     level: Level,
     root: Path,
@@ -86,7 +86,7 @@ def chapter(
         "name": of.name,
         "title": datasets.load(of.name).TITLE,
         "shown": f"{source.experiment}, {PROTOCOLS[source.protocol]}",
-        **page.results(source.experiment, source.protocol, trainings, chosen, list(runs), schema, level, root),
+        **page.results(source.experiment, source.protocol, trainings, cfg, list(runs), schema, level, root),
     }
 
 
@@ -113,9 +113,9 @@ def data(
     }
 
 
-def used(runs: Iterable[str], chosen: Mapping[str, Any]) -> list[str]:
+def used(runs: Iterable[str], cfg: Mapping[str, Any]) -> list[str]:
     """The data sets of the tables, and what their trainings have seen besides; others have pages of their own."""
-    seen = {data for name in runs for data in provenance.sources(name, chosen)}
+    seen = {data for name in runs for data in provenance.sources(name, cfg)}
     return [name for name in datasets.NAMES if name in published() or name in seen]
 
 
@@ -125,14 +125,14 @@ def context(root: Path) -> dict[str, Any]:
     printed = {of.name: columns.read(of, root) for of in every}
     seeds = {name: metrics_files.seeds(name, root) for of in every for name in of.experiments()}
     runs = {name: seeds[name].first for name in sorted(seeds)}
-    chosen = provenance.settings(root)
-    names = used(runs, chosen)
+    cfg = provenance.settings(root)
+    names = used(runs, cfg)
     folders = {name: root / "data" / name for name in names}
     for name, folder in folders.items():
         if not folder.is_dir():
             raise UserError(f"data/{name}: no such folder; `prepare {name}` makes it")
     md5s = {name: dvc_md5(folder) for name, folder in folders.items()}
-    before = {first for name in runs if (first := provenance.pretraining(name, chosen))}
+    before = {first for name in runs if (first := provenance.pretraining(name, cfg))}
     made = {name: result_section.curve(name, root) for name in sorted(before | set(runs))}
     found = summary.numbers(printed)
     profiles = sorted({run.profile for run in runs.values()})
@@ -145,13 +145,13 @@ def context(root: Path) -> dict[str, Any]:
         "numbers": found,
         "counts": summary.counts(found),
         "beside": charts.beside(beside, f"{len(found)} mean IoU of the paper beside this run's, as in the tables"),
-        "experiments": [provenance.provenance_of(seeds[name], chosen, md5s, root) for name in runs],
-        "archives": [provenance.archives(name, chosen) for name in names],
-        "costs": [provenance.cost(name, curve, chosen, runs.get(name), root) for name, curve in made.items()],
+        "experiments": [provenance.provenance_of(seeds[name], cfg, md5s, root) for name in runs],
+        "archives": [provenance.archives(name, cfg) for name in names],
+        "costs": [provenance.cost(name, curve, cfg, runs.get(name), root) for name, curve in made.items()],
         "names": names,
         "runs": runs,
         "made": made,
-        "chosen": chosen,
+        "cfg": cfg,
     }
 
 
@@ -166,7 +166,7 @@ def html(root: Path = Path(), limit: int = page.LIMIT) -> str:
         return {
             "data": [data(name, runs, holding, level) for name, holding in holdings.items()],
             "chapters": [
-                chapter(of, runs, values["made"], values["chosen"], holdings[of.name], level, root) for of in own
+                chapter(of, runs, values["made"], values["cfg"], holdings[of.name], level, root) for of in own
             ],
         }
 

@@ -88,28 +88,28 @@ def settings(root: Path) -> dict[str, Any]:
     return read
 
 
-def training(name: str, chosen: Mapping[str, Any]) -> Any:
+def training(name: str, cfg: Mapping[str, Any]) -> Any:
     """What settings.json says of a training; UserError where it says nothing."""
-    if name not in chosen["train"]:
+    if name not in cfg["train"]:
         raise UserError(f"{SETTINGS}: has no train.{name}; stage settings renews it")
-    return chosen["train"][name]
+    return cfg["train"][name]
 
 
-def pretraining(name: str, chosen: Mapping[str, Any]) -> str | None:
+def pretraining(name: str, cfg: Mapping[str, Any]) -> str | None:
     """The training from whose weights another one starts; None where that is a backbone."""
-    start = training(name, chosen)["start"]
-    return start if start in chosen["train"] else None
+    start = training(name, cfg)["start"]
+    return start if start in cfg["train"] else None
 
 
-def sources(name: str, chosen: Mapping[str, Any]) -> list[str]:
+def sources(name: str, cfg: Mapping[str, Any]) -> list[str]:
     """The data sets that a training and the one it starts from have seen; its own first."""
-    told = training(name, chosen)
-    found = [told["data"], *(data for phase in told["phases"] for data, _ in phase["parts"])]
-    before = pretraining(name, chosen)
-    return list(dict.fromkeys([*found, *(sources(before, chosen) if before else [])]))
+    info = training(name, cfg)
+    found = [info["data"], *(data for phase in info["phases"] for data, _ in phase["parts"])]
+    before = pretraining(name, cfg)
+    return list(dict.fromkeys([*found, *(sources(before, cfg) if before else [])]))
 
 
-def provenance_of(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Provenance:
+def provenance_of(runs: Seeds, cfg: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Provenance:
     """The chain of an experiment. `md5s`: of the prepared data sets.
 
     UserError where its metrics are not of the weights that lie in models/.
@@ -126,7 +126,7 @@ def provenance_of(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str
         for row in of.rows
         if any(source.experiment == run.experiment for source in row.sources)
     ]
-    data = sources(run.experiment, chosen)
+    data = sources(run.experiment, cfg)
     files = [
         ("Metrics", run.file.as_posix(), dvc_md5(root / run.file)),
         ("Weights", model.as_posix(), weights),
@@ -142,17 +142,15 @@ def provenance_of(runs: Seeds, chosen: Mapping[str, Any], md5s: Mapping[str, str
     )
 
 
-def cost(
-    name: str, curve: result_section.Curve, chosen: Mapping[str, Any], run: MetricsFile | None, root: Path
-) -> Cost:
+def cost(name: str, curve: result_section.Curve, cfg: Mapping[str, Any], run: MetricsFile | None, root: Path) -> Cost:
     """What a training took, by its log and its settings. `run`: of an experiment, None of a pretraining."""
-    told = training(name, chosen)
-    recipe, steps = told["recipe"], round(curve.steps[-1]) if curve.steps else 0
+    info = training(name, cfg)
+    recipe, steps = info["recipe"], round(curve.steps[-1]) if curve.steps else 0
     crops = steps * int(recipe["batch_size"])
     model = root / "models" / f"{name}.safetensors"
     return Cost(
         name=name,
-        backbone=str(told["network"]["backbone"]),
+        backbone=str(info["network"]["backbone"]),
         steps=steps,
         batch=int(recipe["batch_size"]),
         crop=int(recipe["crop"]),
@@ -168,11 +166,11 @@ def passes(run: MetricsFile) -> int:
     return run.images * len({scale for protocol in run.protocols.values() for scale in protocol.scales})
 
 
-def archives(name: str, chosen: Mapping[str, Any]) -> Archives:
+def archives(name: str, cfg: Mapping[str, Any]) -> Archives:
     """What a data set was downloaded from, by settings.json; UserError where it says nothing."""
-    if name not in chosen["download"]:
+    if name not in cfg["download"]:
         raise UserError(f"{SETTINGS}: has no download.{name}; stage settings renews it")
-    told = chosen["download"][name]
+    info = cfg["download"][name]
     files = [
         {
             "file": file,
@@ -182,8 +180,8 @@ def archives(name: str, chosen: Mapping[str, Any]) -> Archives:
             "md5": of["md5"] or "",
             "sha256": of["sha256"] or "",
         }
-        for file, of in sorted(told["archives"].items())
+        for file, of in sorted(info["archives"].items())
     ]
-    rendered = told.get("rendered") or {}
+    rendered = info.get("rendered") or {}
     words = ", ".join(f"{key} {value}" for key, value in sorted(rendered.items()))
     return Archives(name, f"drawn by pipeline/synthetic: {words}" if rendered else "", files)

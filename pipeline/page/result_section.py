@@ -46,7 +46,7 @@ class Curve:
     losses: list[float]
     rates: list[float]
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """In words."""
         if not self.steps:
             return "finished weights of others, not trained here"

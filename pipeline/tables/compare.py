@@ -64,10 +64,10 @@ class Result:
             return self.val.first.absent()
         val = Result(self.source, self.val, None)
         cell, first = val.cell("mean_iou", NOT_PRINTED), self.val.first
-        told = f"{cell.run} on {first.split}" + (f" ({columns.interval(cell.low, cell.high)})" if cell.low else "")
+        text = f"{cell.run} on {first.split}" + (f" ({columns.interval(cell.low, cell.high)})" if cell.low else "")
         if len(val.seeds) > 1:
-            told += f", mean of {len(val.seeds)} seeds ± {cell.spread}"
-        return [f"{columns.SERVER}: {self.server.link}", told, *self.warnings()]
+            text += f", mean of {len(val.seeds)} seeds ± {cell.spread}"
+        return [f"{columns.SERVER}: {self.server.link}", text, *self.warnings()]
 
     def warnings(self) -> list[str]:
         """Says where a test server's scores are of other weights than the rest of the run."""

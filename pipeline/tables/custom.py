@@ -126,8 +126,8 @@ def table(name: str, root: Path = Path()) -> CustomTable:
 def notes(name: str, runs: Seeds) -> str:
     """What is to be said of an experiment's numbers below the table."""
     run, seeds = runs.first, [str(run.seed) for run in runs.runs]
-    told = [f"{run.images} images of {name} {run.split}", f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"]
-    return "; ".join([*told, f"profile {run.profile}", *_notes(run)])
+    parts = [f"{run.images} images of {name} {run.split}", f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"]
+    return "; ".join([*parts, f"profile {run.profile}", *_notes(run)])
 
 
 def forms(name: str, root: Path = Path()) -> dict[str, str]:

@@ -88,13 +88,13 @@ class MetricsFile:
 
     def value(self, protocol: str, metric: str) -> float | None:
         """A score by the metric's name in paper.yaml: "mean_iou", or "iou <class>". None: no such pixel."""
-        chosen = self.protocol(protocol)
+        found = self.protocol(protocol)
         kind, _, name = metric.partition(" ")
         if kind != "iou":
-            return float(getattr(chosen, metric))
-        if name not in chosen.iou:
+            return float(getattr(found, metric))
+        if name not in found.iou:
             raise UserError(f"{self.file}: no IoU of class {name!r} under protocol {protocol!r}")
-        return chosen.iou[name]
+        return found.iou[name]
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class TimmBackbone(nn.Module):
         if not timm.is_model(name):
             near = ", ".join(get_close_matches(name, timm.list_models())) or "nothing"
             raise UserError(f"backbone timm:{name}: timm {timm.__version__} has no such model; near it: {near}")
-        # Windowed transformers want to be told that images of other sizes than their own will come.
+        # Windowed transformers refuse images of other sizes than their own unless asked not to.
         any_size: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
         try:
             net: Any = timm.create_model(name, pretrained=False, features_only=True, **any_size)
