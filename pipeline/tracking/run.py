@@ -81,8 +81,7 @@ class Recorder:
                 self._client.log_batch(run, metrics=_metrics(self._headline(), at))
         self._client.set_terminated(self._run, status, at)
         if status == "FINISHED" and self._weights:
-            with database.exclusive(self._database):
-                self._keep_model(self._weights, at)
+            self._keep_model(self._weights, at)
 
     def _open(self) -> None:
         """Find or make MLflow's experiment and the run."""
@@ -214,7 +213,8 @@ class Recorder:
         tags = {"protocol": self.begin["headline"], "mean_iou": repr(headline["mean_iou"]), "weights.md5": md5}
         tags |= {"data.md5": data.digest if data else "", "dataset": self.begin["dataset"]}
         tags |= {"trained as": self.begin["experiment"], "profile": self._params.get("profile", "")}
-        models.register(client, model, {key: value for key, value in tags.items() if value})
+        with database.exclusive(self._database):  # which version is the best, one at a time decides
+            models.register(client, model, {key: value for key, value in tags.items() if value})
 
 
 def _metrics(values: dict[str, float], at: int, step: int = 0) -> list[Metric]:
