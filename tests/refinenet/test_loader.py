@@ -231,7 +231,7 @@ def test_pixel_of_a_class_is_found() -> None:
 
 
 class Plain:
-    """Images that know no counts, as `Joined` before it had them; image 4 cannot be read."""
+    """Images that know no counts, as `ConcatSplits` before it had them; image 4 cannot be read."""
 
     def __init__(self, split: Split, broken: bool = False) -> None:
         self.split, self.broken = split, broken
