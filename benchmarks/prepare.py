@@ -40,9 +40,8 @@ from PIL import Image, features
 from pipeline import datasets, synthetic
 from pipeline.config.schema import Rendered
 from pipeline.datasets import Reader
-from pipeline.datasets.pool import Workers
+from pipeline.datasets.pool import reading
 from pipeline.formats.archive import Archive
-from pipeline.prepare import write
 from refinenet.data.split import Schema
 from refinenet.data.writer import write_split
 
@@ -132,7 +131,7 @@ class Clock:
 
 def bare(work: Sequence[Task], arguments: tuple[Any, Any], cores: int, folder: Path | None = None) -> Clock:
     """The time of the bare decoders; with a folder, with writing."""
-    with Clock() as clock, multiprocessing.get_context("spawn").Pool(cores, start, (*arguments, folder)) as pool:
+    with Clock() as clock, multiprocessing.get_context("fork").Pool(cores, start, (*arguments, folder)) as pool:
         for _ in pool.imap_unordered(decode, work, chunksize=8):
             pass
         pool.close()
@@ -145,15 +144,14 @@ def bare(work: Sequence[Task], arguments: tuple[Any, Any], cores: int, folder: P
 def prepare(reader: Reader, name: str, images: Sequence[str], folder: Path, cores: int) -> Clock:
     """The time of what `prepare` does once its archives are open."""
     dataset = datasets.load(name)
+    schema = Schema(name, "train", dataset.CLASSES, dataset.PALETTE)
     with (
         Clock() as clock,
-        write_split(folder / "split.arrow", Schema(name, "train", dataset.CLASSES, dataset.PALETTE)) as writer,
+        write_split(folder / "split.arrow", schema) as writer,
+        reading(reader, cores) as read,
     ):
-        if cores == 1:
-            list(write(reader, images, writer))
-        else:
-            with Workers(reader, cores) as workers:
-                list(workers.write(images, writer))
+        for example in read(schema, images):
+            writer.put(*example)
     return clock
 
 

@@ -8,23 +8,21 @@ All cores read (PIPELINE_CORES: how many); the files are the same for any number
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from pipeline import datasets
 from pipeline.config import resolve
-from pipeline.datasets import Dataset, Reader
-from pipeline.datasets.pool import Workers, cores, measured
+from pipeline.datasets import Dataset
+from pipeline.datasets.pool import cores, reading
 from pipeline.runtime import progress
 from pipeline.runtime.cli import main
 from refinenet.atomic import atomic_folder
 from refinenet.data.split import Schema
-from refinenet.data.writer import SplitWriter, write_split
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 
 DATA = Path("data")
-SMALL = 100  # images that are read before another process has started
+SMALL = 100  # fewer images are read before other processes have started
 
 
 def run(name: str) -> None:
@@ -46,21 +44,12 @@ def run(name: str) -> None:
         if wanted.official_counts:
             check_counts(dataset, {split: reader.released(split) for split in names})
         count = cores() if sum(map(len, names.values())) >= SMALL else 1
-        with Workers(reader, count) if count > 1 else nullcontext() as workers:
+        with reading(reader, count) as read:
             for split, images in names.items():
                 schema = Schema(name, split, dataset.CLASSES, dataset.PALETTE)
                 with write_split(part / f"{split}.arrow", schema) as writer:
-                    written = workers.write(images, writer) if workers else write(reader, images, writer)
-                    for _ in progress.bar(f"{name} {split}", "image", written, len(images)):
-                        pass
-
-
-def write(reader: Reader, images: Sequence[str], writer: SplitWriter) -> Iterator[None]:
-    """What `Workers.write` does, in this process."""
-    for image in images:
-        pixels, label, facts = measured(reader, writer.schema, image)
-        writer.put(facts, pixels, label)
-        yield
+                    for example in progress.bar(f"{name} {split}", "image", read(schema, images), len(images)):
+                        writer.put(*example)
 
 
 def check_counts(dataset: Dataset, found: dict[str, int]) -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Protocol, Self, cast
 
-from pipeline.formats.anonymous_file import AnonymousFile
 from pipeline.formats.archive import Archive
 from refinenet.data.split import RGB, Array
 from refinenet.errors import UserError
@@ -36,28 +34,13 @@ class Reader(ABC):
     Samples are read one at a time and in any order, so memory stays bounded. Reading raises UserError, naming
     archive!member, for whatever the archives have wrong.
 
-    A reader pickles with the lists that it has read and the way to what it has unpacked (formats/anonymous_file.py):
-    reading can be spread over processes without doing that again in each. The reader that is pickled must stay open
-    while its copies open themselves. What a subclass has as a cached_property, a copy makes anew.
+    Processes that `prepare` forks read with the same open files, whose positions they share: read by os.pread, as
+    Archive and HDF5 do, and never seek.
     """
 
     def __init__(self, raw: Path) -> None:
         self.raw = raw
         self.resources = ExitStack()
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = type(self)
-        anew = {key for key in self.__dict__ if isinstance(getattr(own, key, None), cached_property)}
-        return {key: value for key, value in self.__dict__.items() if key not in {"resources", *anew}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.resources = ExitStack()
-        for value in state.values():
-            if isinstance(value, Archive):
-                self.resources.enter_context(value)
-            elif isinstance(value, AnonymousFile):
-                self.resources.enter_context(value.file)
 
     @abstractmethod
     def names(self, split: str) -> list[str]:

@@ -12,7 +12,7 @@ The paper does not say how objects become labels. These rules are ours, after to
   different classes claim. (torchvision's code: crowds are objects, and what any two objects claim is void.)
 
 Masks are what pycocotools makes of polygons. The JSON has 300 MB: it is read once, piece by piece; what is needed of
-it goes to a Scratch, from which `read` takes the objects of its image.
+it goes to a file without a name, from which `read` takes the objects of its image.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from pipeline import datasets
 from pipeline.formats import decode, json_stream, label_images
-from pipeline.formats.anonymous_file import AnonymousFile
+from pipeline.formats.anonymous_file import anonymous_file
 from pipeline.formats.archive import printable
 from refinenet.data import IGNORE_INDEX
 from refinenet.data.split import Array
@@ -64,7 +64,7 @@ class Reader(datasets.Reader):
         self._sizes: list[tuple[int, int]] = []  # height, width
         self._starts = np.zeros(1, np.int64)  # where a row's objects begin in _offsets; one more at the end
         self._offsets = self._lengths = np.zeros(0, np.int64)
-        self._objects: AnonymousFile | None = self._index()
+        self._objects = self._index()
 
     def names(self, split: str) -> list[str]:
         return list(self._names)
@@ -93,13 +93,11 @@ class Reader(datasets.Reader):
         return image, label
 
     def _objects_of(self, row: int) -> Iterator[Any]:
-        if self._objects is None:  # what another process has unpacked cannot be reached from here
-            self._objects = self._index()
         for at in range(self._starts[row], self._starts[row + 1]):
-            data = os.pread(self._objects.file.fileno(), int(self._lengths[at]), int(self._offsets[at]))
+            data = os.pread(self._objects.fileno(), int(self._lengths[at]), int(self._offsets[at]))
             yield json.loads(data)
 
-    def _index(self) -> AnonymousFile:
+    def _index(self) -> IO[bytes]:
         """Go through the JSON once: which images there are, which are kept, and the objects of each."""
         where = self._annotations.where(_JSON)
         images: dict[int, tuple[str, int, int]] = {}
@@ -132,10 +130,8 @@ class Reader(datasets.Reader):
                     offset += len(data)
                     yield data
 
-        scratch = AnonymousFile(self._annotations.path)
-        self.resources.enter_context(scratch.file)
         try:
-            scratch.fill(objects())
+            file = self.resources.enter_context(anonymous_file(self._annotations.path, objects()))
         except (OverflowError, RecursionError, TypeError) as error:
             raise UserError(f"{where}: not as COCO has it ({printable(str(error))})") from None
         for category, name in zip(CATEGORIES[1:], NAMES[1:], strict=True):
@@ -163,7 +159,7 @@ class Reader(datasets.Reader):
         totals = np.add.reduceat(np.append(self._lengths, 0), self._starts[:-1])
         if totals.max() > _OBJECTS_LIMIT:
             raise UserError(f"{where}: {totals.max()} bytes of objects in one image, expected {_OBJECTS_LIMIT} at most")
-        return scratch
+        return file
 
 
 def _image(item: Any, where: str) -> tuple[int, tuple[str, int, int]]:

@@ -1,40 +1,55 @@
-"""A split read by several processes, each of which writes what it has read to its place in the file.
+"""A split read by several processes, in the order of its list, for the one process that writes the file.
 
-The process that asks keeps the list and the file's layout. It deals out images; a worker reads one, keeps its pixels
-and tells their size and the label's counts. As soon as that is known of all images before, so is the place in the
-file: the worker is told, and writes from its memory. So no pixel crosses from one process to another, the bytes of
-the file do not depend on how many processes there are, and memory does not depend on how many images.
+A worker decodes an image and its label, checks them and counts the classes. What it counted goes back through a pipe,
+the pixels through memory that all processes share: pickled into the pipe they would cost a fifth more of the cores
+(benchmarks/prepare.md), and a worker that is killed in the middle of them would leave this process waiting for the
+rest for ever. No more images are in flight than that memory has slots, which bounds it whatever their number.
+
+The workers are forked: they find the archives open and unpacked and the lists read, import nothing again, and need no
+semaphores under names that a SIGKILL would leave behind. The other threads of this process at that moment hold no lock
+that a worker takes.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
-import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from pathlib import Path
-from selectors import EVENT_READ, DefaultSelector
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipeline.datasets import Reader
+from pipeline.formats import decode
 from refinenet.data.split import Array, Schema
-from refinenet.data.writer import Facts, Layout, SplitWriter, examine, fill
+from refinenet.data.writer import Facts, examine
 from refinenet.errors import UserError
 
-DEAL = 4  # images at once: one by one, it takes a tenth of the time to tell of them
-LARGE = 1 << 20  # pixels of a mean image, above which they are dealt one by one
-AHEAD = 3  # deals that a worker may have: one that it reads, the next, and one whose place is not known yet
+TOGETHER = 4  # images of a task: one by one, the pool's own work takes twice as much of the cores
+AHEAD = 2  # tasks in flight for each worker: one that it does, one that is next or waits to be written
+SLOT = 4 * decode.PIXELS  # bytes from slot to slot, of the largest image with its label; only what is used takes memory
+
+
+class Example(NamedTuple):
+    """What `SplitWriter.put` takes. `image`: H x W x 3 uint8 RGB. `label`: H x W uint8, or None."""
+
+    facts: Facts
+    image: Array
+    label: Array | None
+
+
+Read = Callable[[Schema, Sequence[str]], Iterator[Example]]
 
 
 def cores() -> int:
@@ -47,228 +62,122 @@ def cores() -> int:
     return int(given)
 
 
-def measured(reader: Reader, schema: Schema, image: str) -> tuple[Array, Array | None, Facts]:
-    """An image of `schema.split`, its label and its facts. UserError, naming where it comes from, if it has none."""
+@contextmanager
+def reading(reader: Reader, count: int) -> Iterator[Read]:
+    """Yield `read(schema, images)`, which reads those images of `schema.split` in `count` processes, in their order.
+
+    An example's pixels are to be used before the next is asked for. The first of the list that cannot be read raises
+    its UserError, whichever process read it and when. The processes end with the block, and with this process.
+    """
+    if count == 1:
+        yield lambda schema, images: (examined(reader, schema, image) for image in images)
+        return
+    with os.fdopen(os.memfd_create("images"), "rb", buffering=0) as memory:
+        context = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(count, context, _begin, (reader, memory.fileno()))
+        try:
+            with _ctrl_c_waits():
+                pool.submit(int)  # the first task forks all workers
+            yield partial(_read_all, pool, memory, AHEAD * count, reader)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def examined(reader: Reader, schema: Schema, image: str) -> Example:
+    """Read an image of `schema.split`. UserError, naming where it comes from, for a label that is not of `schema`."""
     pixels, label = reader.read(schema.split, image)
     try:
-        return pixels, label, examine(schema, image, pixels, label)
+        return Example(examine(schema, image, pixels, label), pixels, label)
     except UserError as error:
         raise UserError(f"{reader.where(schema.split, image)}: {error}") from None
 
 
-class _File(NamedTuple):
-    """What the tasks that follow are about; not answered."""
-
-    path: Path
-    schema: Schema
-
-
-class _Task(NamedTuple):
-    """Write images that have been read, then read others. Images are called by their number in the list."""
-
-    write: list[tuple[int, Layout]]
-    read: list[tuple[int, str]]
-
-
-class _Answer(NamedTuple):
-    """The images that are written; those that are read, up to the first that something is wrong with."""
-
-    written: list[int]
-    found: list[tuple[int, Facts | Exception]]
-
-
-@dataclass
-class _Worker:
-    process: BaseProcess
-    connection: Connection
-    has: set[int] = field(default_factory=set)  # images that it was dealt and has not written
-    placed: list[tuple[int, Layout]] = field(default_factory=list)  # of these, what it can write
-    asked: int = 0  # tasks that it has not answered
-
-    def send(self, message: object) -> None:
-        self.connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-
-    def deal(self, waiting: deque[tuple[int, str]], size: int) -> None:
-        """Give it what it can do, `size` images at once; and a second task, so that it need not wait for one."""
-        while self.asked < 2:
-            read = [waiting.popleft() for _ in range(min(size, AHEAD * size - len(self.has), len(waiting)))]
-            if not read and not self.placed:
-                return
-            self.has.update(image for image, _ in read)
-            self.send(_Task(self.placed, read))
-            self.placed = []
-            self.asked += 1
-
-    def answer(self) -> _Answer:
-        answer: _Answer = pickle.loads(self.connection.recv_bytes())
-        self.asked -= 1
-        self.has.difference_update(answer.written)
-        return answer
-
-
-class Workers:
-    """Processes that read with copies of `reader`; they end with the block, and with the process that made them."""
-
-    def __init__(self, reader: Reader, count: int) -> None:
-        self._reader = reader
-        self._workers: list[_Worker] = []
-        self._resources = ExitStack()
-        try:
-            self._selector = self._resources.enter_context(DefaultSelector())
-            with _without_ctrl_c():
-                for _ in range(count):
-                    self._start()
-            copy = pickle.dumps(reader, pickle.HIGHEST_PROTOCOL)
-            for worker in self._workers:
-                worker.connection.send_bytes(copy)
-        except BaseException:
-            self._resources.close()
-            raise
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy threads that it does not run
-        ours, theirs = context.Pipe()
-        self._resources.callback(ours.close)
-        with theirs:
-            process = context.Process(target=_work, args=(theirs,), daemon=True)
-            process.start()
-        self._resources.callback(process.join)
-        self._resources.callback(process.kill)
-        self._workers.append(_Worker(process, ours))
-        self._selector.register(ours, EVENT_READ, self._workers[-1])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._resources.close()
-
-    def write(self, images: Sequence[str], writer: SplitWriter) -> Iterator[None]:
-        """Write `images`, in this order; yields once for each that has been written.
-
-        The first of the list that cannot be read raises its UserError, whichever process read it and when.
-        """
-        try:
-            for worker in self._workers:
-                worker.send(_File(writer.path, writer.schema))
-            yield from self._write(images, writer)
-        except (EOFError, ConnectionError):
-            raise self._died(images) from None
-
-    def _write(self, images: Sequence[str], writer: SplitWriter) -> Iterator[None]:
-        waiting = deque(enumerate(images))
-        found: dict[int, tuple[_Worker, Facts | Exception]] = {}
-        placed = done = pixels = 0
-        while done < len(images):
-            for worker in self._workers:
-                worker.deal(waiting, DEAL if 0 < pixels <= LARGE * placed else 1)
-            for key, _ in self._selector.select():
-                answer = key.data.answer()
-                for _ in answer.written:
-                    done += 1
-                    yield
-                for image, facts in answer.found:
-                    found[image] = key.data, facts
-            for image in sorted(found):
-                worker, facts = found[image]
-                if image > placed:  # one before is still being read
-                    break
-                if isinstance(facts, Exception):  # of reading, or, where its place is known, of writing
-                    raise facts
-                worker.placed.append((image, writer.reserve(facts)))
-                del found[image]
-                placed += 1
-                pixels += facts.height * facts.width
-
-    def _died(self, images: Sequence[str]) -> UserError:
-        for worker in self._workers:
-            worker.process.join(timeout=0.1)
-        dead = next((worker for worker in self._workers if worker.process.exitcode is not None), None)
-        code = dead.process.exitcode if dead else None
-        how = f"was killed ({signal.Signals(-code).name})" if code and code < 0 else f"ended with exit code {code}"
-        about = f" {images[min(dead.has)]} or one soon after" if dead and dead.has else ""
-        return UserError(
-            f"{self._reader.raw}: the process that read{about} {how}; "
+def _read_all(
+    pool: ProcessPoolExecutor, memory: Any, tasks: int, reader: Reader, schema: Schema, images: Sequence[str]
+) -> Iterator[Example]:
+    read = 0
+    try:
+        for slot, found in _results(pool, tasks, schema, images):
+            for facts in found:
+                yield _example(memory, slot, facts)
+                slot, read = slot + 1, read + 1
+    except BrokenProcessPool:
+        raise UserError(
+            f"{reader.raw}: a process that read {images[read]} or one soon after was killed or crashed; "
             "if memory ran out: PIPELINE_CORES=1 needs the least"
-        )
+        ) from None
+
+
+def _results(
+    pool: ProcessPoolExecutor, tasks: int, schema: Schema, images: Sequence[str]
+) -> Iterator[tuple[int, list[Facts]]]:
+    """The facts of TOGETHER images each time, and the slot of the first; it is used again once the next are asked for.
+
+    `tasks`: how many the pool may have.
+    """
+    in_flight: deque[tuple[int, Future[list[Facts]]]] = deque()
+    for start, slot in zip(range(0, len(images), TOGETHER), cycle(range(0, tasks * TOGETHER, TOGETHER)), strict=False):
+        if len(in_flight) == tasks:
+            first, future = in_flight.popleft()
+            yield first, future.result()
+        in_flight.append((slot, pool.submit(_read, schema, images[start : start + TOGETHER], slot)))
+    for slot, future in in_flight:
+        yield slot, future.result()
+
+
+def _example(memory: Any, slot: int, facts: Facts) -> Example:
+    height, width, size = facts.height, facts.width, facts.height * facts.width
+    labelled = facts.counts is not None
+    pixels = np.memmap(memory, np.uint8, "r", slot * SLOT, (4 if labelled else 3) * size)
+    label = pixels[3 * size :].reshape(height, width) if labelled else None
+    return Example(facts, pixels[: 3 * size].reshape(height, width, 3), label)
 
 
 @contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block. It goes to all processes of a terminal; those begun here never see it.
-
-    It is blocked for their sake, who inherit that, and caught for this one, whose other threads do not block it.
-    """
+def _ctrl_c_waits() -> Iterator[None]:
+    """Keep Ctrl-C for the end of the block. Processes forked in it ignore it; it goes to all of a terminal's."""
     came: list[int] = []
-    resource_tracker.ensure_running()  # unblocks it where a process of multiprocessing is the first
     handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         signal.signal(signal.SIGINT, handler)
     if came:
         signal.raise_signal(signal.SIGINT)
 
 
-def _work(parent: Connection) -> None:
-    """Do what `parent` says until it is gone."""
+# From here on: in a worker.
+
+_inherited: tuple[Reader, int]  # the reader and the descriptor of the shared memory
+
+
+def _begin(reader: Reader, memory: int) -> None:
+    global _inherited
+    _inherited = reader, memory
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _keep_memory()
-    with suppress(EOFError, ConnectionError):
-        reader: Reader | Exception
-        try:
-            reader = pickle.loads(parent.recv_bytes())
-        except (UserError, OSError) as error:  # its archives cannot be opened here
-            reader = error
-        gc.freeze()  # the modules and the lists of members stay; to look through them each time costs a twentieth
-        while True:
-            message = pickle.loads(parent.recv_bytes())
-            if isinstance(message, _File):
-                schema, descriptor = message.schema, os.open(message.path, os.O_WRONLY)
-                held: dict[int, tuple[Array, Array | None]] = {}
-            else:
-                parent.send_bytes(pickle.dumps(_do(message, reader, schema, held, descriptor), pickle.HIGHEST_PROTOCOL))
-
-
-def _do(
-    task: _Task,
-    reader: Reader | Exception,
-    schema: Schema,
-    held: dict[int, tuple[Array, Array | None]],
-    descriptor: int,
-) -> _Answer:
-    written: list[int] = []
-    found: list[tuple[int, Facts | Exception]] = []
-    image = 0
-    try:
-        for image, layout in task.write:
-            fill(descriptor, layout, *held.pop(image))
-            written.append(image)
-        for image, name in task.read:
-            if isinstance(reader, Exception):
-                raise reader
-            pixels, label, facts = measured(reader, schema, name)
-            held[image] = pixels, label
-            found.append((image, facts))
-    except (UserError, OSError) as error:
-        found.append((image, error))
-    except Exception:
-        found.append((image, RuntimeError(f"in a worker:\n{traceback.format_exc()}")))
-    return _Answer(written, found)
-
-
-def _end_with_parent() -> None:
-    process = multiprocessing.parent_process()
-    assert process is not None
-    process.join()
-    os._exit(1)
-
-
-def _keep_memory() -> None:
-    """Let glibc keep what an image took for the next one: to give it back and get it anew costs a third of the time."""
-    with suppress(OSError, AttributeError):
+    gc.freeze()  # the modules and the lists of members stay; to look through them each time costs a twentieth
+    with suppress(OSError, AttributeError):  # glibc keeps what an image took for the next: a third of the time
         allocator: Any = ctypes.CDLL(None)
         allocator.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, the most that it takes
         allocator.mallopt(-1, 1 << 27)  # M_TRIM_THRESHOLD
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _read(schema: Schema, images: Sequence[str], slot: int) -> list[Facts]:
+    """Read images of `schema.split` into the slots from `slot` on: H x W x 3 bytes, then H x W of the label."""
+    reader, memory = _inherited
+    found = []
+    for at, image in enumerate(images, slot):
+        facts, *pixels = examined(reader, schema, image)
+        arrays = [np.ascontiguousarray(values).data for values in pixels if values is not None]
+        if os.pwritev(memory, arrays, at * SLOT) < sum(values.nbytes for values in arrays):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), image)
+        found.append(facts)
+    return found

@@ -5,47 +5,21 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO
 
 
-class AnonymousFile:
-    """A file without a name: whatever ends the process, SIGKILL too, nothing of it stays on the disk.
+def anonymous_file(beside: Path, chunks: Iterable[bytes]) -> IO[bytes]:
+    """A file of `chunks` without a name: whatever ends the process, SIGKILL too, nothing of it stays on the disk.
 
-    `beside`: a file; its folder's parent is where the bytes go if that can be written. Pickled it is the way to the
-    same bytes through /proc/<process>/fd, as long as the process that made it has it open; where there is no such way
-    (another system, that process has ended) what is unpickled is None, and the bytes have to be made again.
+    `beside`: a file; its folder's parent is where the bytes go if that can be written. Processes that are forked have
+    the file open too, and share the position in it: read it by `os.pread`.
     """
-
-    def __init__(self, beside: Path) -> None:
-        folder = beside.absolute().parent.parent
-        self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None)  # noqa: SIM115
-
-    def fill(self, chunks: Iterable[bytes]) -> Self:
-        for chunk in chunks:
-            self.file.write(chunk)
-        self.file.flush()
-        self.file.seek(0)
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        self.file.flush()
-        return _reopen, (f"/proc/{os.getpid()}/fd/{self.file.fileno()}", _identity(self.file))
-
-
-def _identity(file: IO[bytes]) -> tuple[int, int, int]:
-    found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino, found.st_size
-
-
-def _reopen(path: str, identity: tuple[int, int, int]) -> AnonymousFile | None:
-    try:
-        file = open(path, "rb")  # noqa: PTH123, SIM115 - kept open
-    except OSError:
-        return None
-    if _identity(file) != identity:  # the number now belongs to another process or file
-        file.close()
-        return None
-    scratch = AnonymousFile.__new__(AnonymousFile)
-    scratch.file = file
-    return scratch
+    folder = beside.absolute().parent.parent
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None))
+        file.writelines(chunks)
+        file.seek(0)  # and so written
+        stack.pop_all()
+    return file

@@ -13,10 +13,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, cast
 
-from pipeline.formats.anonymous_file import AnonymousFile
+from pipeline.formats.anonymous_file import anonymous_file
 from refinenet.errors import UserError
 
 CHUNK = 1 << 20
@@ -106,11 +107,11 @@ class Archive:
     """The regular files in a .tar, .tgz, .tar.gz or .zip, read in place and in any order.
 
     A .tar and a .zip are indexed once and then read by position. A .tgz has no positions: it is unpacked once, as one
-    stream, into a Scratch. Links, devices and folders are not members. An archive with a name that leads out of it
-    (absolute, "..", a drive, a backslash, NUL) is refused as a whole, though nothing here makes files of such names.
-    Errors are UserErrors that name archive!member.
+    stream, into a file without a name. Links, devices and folders are not members. An archive with a name that leads
+    out of it (absolute, "..", a drive, a backslash, NUL) is refused as a whole, though nothing here makes files of such
+    names. Errors are UserErrors that name archive!member.
 
-    An archive pickles with its index and the way to what it has unpacked: opening it elsewhere is cheap.
+    Nothing here moves the position of a file once it is indexed: processes that are forked can read it at once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,7 +119,6 @@ class Archive:
         self._members: dict[str, _Member] = {}
         self._others: dict[str, str] = {}  # name -> what it is instead of a file
         self._twice: set[str] = set()
-        self._scratches: dict[str, AnonymousFile] = {}  # member of a .zip, "" for the whole of a .tgz
         self._resources = ExitStack()
         try:
             self._open()
@@ -128,24 +128,10 @@ class Archive:
             self._resources.close()
             raise
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_resources", "_file")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._scratches = {key: found for key, found in self._scratches.items() if found is not None}
-        self._resources = ExitStack()
-        for scratch in self._scratches.values():
-            self._resources.enter_context(scratch.file)
-        self._open()
-
     def _open(self) -> None:
-        packed = self._resources.enter_context(self.path.open("rb"))
-        self._file: IO[bytes] = packed
+        self._file: IO[bytes] = self._resources.enter_context(self.path.open("rb"))
         if self.path.suffix in _PACKED:
-            if "" not in self._scratches:
-                self._scratches[""] = self._scratch().fill(self._unpacked(packed))
-            self._file = self._scratches[""].file
+            self._file = self._resources.enter_context(anonymous_file(self.path, self._gunzipped(self._file)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
@@ -191,15 +177,18 @@ class Archive:
             if check != found.check:
                 raise ValueError("the check sum does not match")
 
-    def scratch(self, member: str) -> IO[bytes]:
-        """A .zip's member as a file to seek in, for what is too large for memory: a Scratch, unpacked once."""
+    def scratch(self, member: str) -> mmap:
+        """Unpack a .zip's member that is too large for memory to a file to seek in, of which each process has its own.
+
+        So it is mapped: a forked process has a copy of the position, and shares the bytes.
+        """
         found = self._find(member)
         if self.path.suffix != ".zip":
             raise ValueError(f"{self.path}: members of a tar are read in place")
-        if member not in self._scratches:
-            self._limit(found.size, found.packed, self.where(member))
-            self._scratches[member] = self._scratch().fill(self.chunks(member))
-        return self._scratches[member].file
+        self._limit(found.size, found.packed, self.where(member))
+        file = self._resources.enter_context(anonymous_file(self.path, self.chunks(member)))
+        with _damage(self.path, self.where(member)):  # of no bytes
+            return self._resources.enter_context(mmap(file.fileno(), 0, access=ACCESS_READ))
 
     def close(self) -> None:
         self._resources.close()
@@ -293,7 +282,7 @@ class Archive:
         if last and last != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes a damaged header for the end
             raise UserError(f"{self.path}: damaged at byte {tar.offset} of {size}, expected a tar header")
 
-    def _unpacked(self, packed: IO[bytes]) -> Iterator[bytes]:
+    def _gunzipped(self, packed: IO[bytes]) -> Iterator[bytes]:
         done, size = 0, os.fstat(packed.fileno()).st_size
         with _damage(self.path, str(self.path)), gzip.open(packed) as stream:
             while chunk := stream.read(CHUNK):
@@ -306,8 +295,3 @@ class Archive:
         limit = max(SCRATCH_LIMIT, SCRATCH_RATIO * packed)
         if size > limit:
             raise UserError(f"{where}: unpacks to more than {limit} bytes")
-
-    def _scratch(self) -> AnonymousFile:
-        scratch = AnonymousFile(self.path)
-        self._resources.enter_context(scratch.file)
-        return scratch

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipeline.formats.archive import printable
 from refinenet.errors import UserError
@@ -32,7 +33,7 @@ def _one_line(what: str) -> Iterator[None]:
 class File:
     """An HDF5 file open for reading. `where` opens every error."""
 
-    def __init__(self, file: Path | IO[bytes], where: str) -> None:
+    def __init__(self, file: Path | mmap, where: str) -> None:
         import h5py
 
         self.where = where

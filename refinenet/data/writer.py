@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,122 +55,51 @@ def examine(schema: Schema, name: str, image: Array, label: Array | None) -> Fac
     return Facts(name, height, width, present.astype(np.uint8).tobytes(), counts[present].tobytes())
 
 
-class Layout(NamedTuple):
-    """Bytes that begin at `place` in the file; the first None among `parts` stands for the image, another its label."""
-
-    place: int
-    parts: tuple[bytes | None, ...]
-
-
-def fill(descriptor: int, layout: Layout, image: Array, label: Array | None) -> None:
-    """Write `layout` with the pixels of an image and its label to the open file `descriptor`, whose position moves."""
-    pixels = (np.ascontiguousarray(values).reshape(-1).data for values in (image, label) if values is not None)
-    rest = [memoryview(next(pixels) if part is None else part) for part in layout.parts]
-    size = sum(map(len, rest))
-    os.lseek(descriptor, layout.place, os.SEEK_SET)
-    while rest:
-        done = os.writev(descriptor, rest)  # 2 GiB at most
-        while rest and done >= len(rest[0]):
-            done -= len(rest.pop(0))
-        if rest:
-            rest[0] = rest[0][done:]
-    if hasattr(os, "posix_fadvise"):  # the disk may begin with it: fsync would have to wait for all at the end
-        os.posix_fadvise(descriptor, layout.place, size, os.POSIX_FADV_DONTNEED)
-
-
-class _Sink:
-    """What pyarrow takes for the file. It keeps what should be written, but of `pixels` only that it was their turn."""
-
-    def __init__(self) -> None:
-        self.pixels: tuple[int, ...] = ()  # addresses
-        self.closed = False
-        self._begin = self._end = 0
-        self._parts: list[bytes | None] = []
-
-    def write(self, data: Any) -> None:
-        if isinstance(data, bytes):
-            self._parts.append(data)
-        else:
-            self._parts.append(None if data.address in self.pixels else data.to_pybytes())
-        self._end += len(data)
-
-    def tell(self) -> int:
-        return self._end
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def take(self) -> Layout:
-        """What came since the last call."""
-        layout = Layout(self._begin, tuple(self._parts))
-        self._begin, self._parts = self._end, []
-        return layout
-
-
 # A column of one cell each. pa.array() would first import pandas, half a second, and copies a memoryview that it is
 # given, which it then keeps for ever.
 def _number(value: int) -> Any:
     return pa.Array.from_buffers(pa.int32(), 1, [None, pa.py_buffer(struct.pack("=i", value))])
 
 
-def _bytes(values: Any, kind: Any = None) -> Any:
-    offsets = pa.py_buffer(struct.pack("=ii", 0, len(values)))
-    return pa.Array.from_buffers(kind or pa.binary(), 1, [None, offsets, pa.py_buffer(values)])
+def _bytes(values: bytes | Array | None, kind: Any = None) -> Any:
+    if values is None:
+        return pa.nulls(1, pa.binary())
+    data = pa.py_buffer(values if isinstance(values, bytes) else np.ascontiguousarray(values))
+    offsets = pa.py_buffer(struct.pack("=ii", 0, data.size))
+    return pa.Array.from_buffers(kind or pa.binary(), 1, [None, offsets, data])
 
 
 class SplitWriter:
-    """Appends samples to a split; see `write_split`.
-
-    `add` does it. To have it written by whoever has the pixels, in any order: `reserve` image after image, and `fill`.
-    The bytes of the file are the same.
-    """
+    """Appends samples to a split; see `write_split`."""
 
     def __init__(self, path: Path, schema: Schema) -> None:
-        self.path = path  # while it is being written
-        self.schema = schema
-        self._file = path.open("wb", buffering=0)
-        self._sink = _Sink()
+        self._schema = schema
+        self._file = path.open("wb")
         columns = _COLUMNS.with_metadata({"refinenet": json.dumps(asdict(schema))})
-        self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, "w"), columns)
+        self._writer = pa.ipc.new_file(self._file, columns)
 
     def add(self, name: str, image: Array, label: Array | None) -> None:
         """Append one image (H x W x 3 uint8) and its label (H x W uint8, or None). UserError as of `examine`."""
-        self.put(examine(self.schema, name, image, label), image, label)
+        self.put(examine(self._schema, name, image, label), image, label)
 
     def put(self, facts: Facts, image: Array, label: Array | None) -> None:
         """Append an image that has been examined."""
-        fill(self._file.fileno(), self.reserve(facts), image, label)
-
-    def reserve(self, facts: Facts) -> Layout:
-        """Append an image but for writing it; where and how that is to be done."""
-        pixels = facts.height * facts.width
-        memory = pa.py_buffer(np.empty(4 * pixels, np.uint8))  # that nobody touches: address and size are looked at
-        image, label = memory.slice(0, 3 * pixels), memory.slice(3 * pixels)
-        self._sink.pixels = (image.address, label.address)
-        null = pa.nulls(1, pa.binary())
         columns = [
             _bytes(facts.name.encode(), pa.string()),
             _number(facts.height),
             _number(facts.width),
             _bytes(facts.present),
-            null if facts.counts is None else _bytes(facts.counts),
+            _bytes(facts.counts),
             _bytes(image),
-            null if facts.counts is None else _bytes(label),
+            _bytes(label),
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=_COLUMNS))
-        layout = self._sink.take()
-        assert layout.parts.count(None) == 1 + (facts.counts is not None), "pyarrow wrote a copy of a buffer"
-        return layout
 
     def close(self, whole: bool) -> None:
         """End the file, with its footer if it is `whole`."""
         with self._file:
             if whole:
                 self._writer.close()
-                layout = self._sink.take()
-                self._file.seek(layout.place)
-                self._file.write(b"".join(part or b"" for part in layout.parts))
 
 
 @contextmanager

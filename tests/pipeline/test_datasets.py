@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from scipy.io import loadmat
 from pipeline import datasets
 from pipeline.config.schema import Rendered
 from pipeline.datasets import coco, nyud
-from pipeline.formats import anonymous_file
 from pipeline.synthetic import render
 from refinenet.errors import UserError
 
@@ -67,13 +65,12 @@ def test_tiny_official_layout(name: str, tmp_path: Path) -> None:
     files, truth = tiny_archives.BUILD[name]()
     tiny_archives.pack(files, tmp_path / "raw" / name)
     dataset = datasets.load(name)
-    with dataset.Reader(tmp_path / "raw" / name) as reader, pickle.loads(pickle.dumps(reader)) as copy:
+    with dataset.Reader(tmp_path / "raw" / name) as reader:
         for split, expected in truth.items():
             assert reader.names(split) == list(expected)
             for image in expected:
                 assert reader.where(split, image).startswith(str(tmp_path / "raw" / name))
-                for one in (reader, copy):
-                    check(one.read(split, image), *expected[image])
+                check(reader.read(split, image), *expected[image])
     assert sorted(path.name for path in (tmp_path / "raw").rglob("*") if path.is_file()) == sorted(files)
 
 
@@ -297,31 +294,6 @@ def test_coco_as_pycocotools_reads_it(tmp_path: Path) -> None:
     assert len(kinds) == 3, "polygons, a crowd's run lengths, packed run lengths"
     assert seen[[0, 255]].all()
     assert (seen[1:21] > 0).sum() > 15
-
-
-@pytest.mark.parametrize("name", ["voc", "sunrgbd", "coco"])
-def test_copies_of_a_reader_unpack_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as the first one is open; after that they do it again, and nothing is left of either."""
-    files, truth = tiny_archives.BUILD[name]()
-    tiny_archives.pack(files, tmp_path / "raw" / name)
-    filled: list[object] = []
-    original = anonymous_file.AnonymousFile.fill
-    monkeypatch.setattr(
-        anonymous_file.AnonymousFile, "fill", lambda self, chunks: (filled.append(1), original(self, chunks))[1]
-    )
-    reader = datasets.load(name).Reader(tmp_path / "raw" / name)
-    assert len(filled) == 1
-    data = pickle.dumps(reader)
-    for again in (0, 1):
-        if again:
-            reader.close()
-        with pickle.loads(data) as copy:
-            for split, expected in truth.items():
-                assert copy.names(split) == list(expected)
-                for image in expected:
-                    check(copy.read(split, image), *expected[image])
-        assert len(filled) == (1 + again if Path("/proc/self/fd").is_dir() else 2 + again)
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
 
 
 def test_nothing_is_left_of_a_killed_reader(tmp_path: Path) -> None:

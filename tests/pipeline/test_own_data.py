@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import pickle
 import re
 import shutil
 import struct
@@ -163,15 +162,6 @@ def test_images_are_read_as_people_see_them(here: Path) -> None:
     found = samples()
     assert np.array_equal(found["a"][0], image)
     assert np.array_equal(found["b"][0], np.where(mask[..., None] == 255, 255, image))
-
-
-def test_a_reader_that_is_sent_to_another_process(here: Path) -> None:
-    packed()
-    with custom.dataset("leaves", ABOUT).Reader(Path("raw")) as reader, pickle.loads(pickle.dumps(reader)) as copy:
-        for split in ("train", "val"):
-            assert copy.names(split) == reader.names(split)
-            for name in copy.names(split):
-                assert all(map(np.array_equal, copy.read(split, name), reader.read(split, name)))
 
 
 # Packing --------------------------------------------------------------------------------------------------------------
