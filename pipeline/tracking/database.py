@@ -87,10 +87,13 @@ def close_killed(uri: str) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
     running = mlflow.search_runs(
         filter_string="attributes.status = 'RUNNING'", search_all_experiments=True, output_format="list"
     )
     for run in running:
         host, pid, born = (*run.data.tags.get("writer", "").split(), "", "", "")[:3]
-        if host == socket.gethostname() and pid.isdigit() and process_start_time(int(pid)) not in (born, "?"):
-            mlflow.MlflowClient(uri).set_terminated(run.info.run_id, "KILLED")
+        gone = host == socket.gethostname() and pid.isdigit() and process_start_time(int(pid)) not in (born, "?")
+        # Read again: its process may have written that it ended well, and gone, since the search.
+        if gone and client.get_run(run.info.run_id).info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "KILLED")

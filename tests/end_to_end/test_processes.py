@@ -136,7 +136,7 @@ def test_the_head_of_a_cluster_needs_no_gpu(folder: Path, monkeypatch: pytest.Mo
     for entry in told["train"].values():
         entry["device"] = "cuda"
     if not Path("/dev/nvidiactl").exists():
-        with pytest.raises(UserError, match="this machine has none"):
+        with pytest.raises(UserError, match="this machine has no GPU"):
             settings.check_machine(told)
     monkeypatch.setenv("PIPELINE_ELSEWHERE", "1")
     settings.check_machine(told)

@@ -14,7 +14,7 @@ from small_project import ROOT
 
 from pipeline import download, prepare, settings, train, weights
 from refinenet.data.split import Split
-from refinenet.training import loop
+from refinenet.training import initial
 
 TINY: dict[str, Any] = {
     "base": "mini",
@@ -66,13 +66,13 @@ def test_each_stage_has_its_images_and_goes_on_from_the_one_before(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
-    crops = loop.Crops
+    crops = initial.Crops
 
     def spy(images: Any, *arguments: Any, **more: Any) -> Any:
         seen.append([images[index].name for index in range(len(images))])
         return crops(images, *arguments, **more)
 
-    monkeypatch.setattr(loop, "Crops", spy)
+    monkeypatch.setattr(initial, "Crops", spy)
     train.run(EARLY)
     train.run(NAME)
     coco, both, own = (
