@@ -172,7 +172,7 @@ def test_batches_change_nothing_and_come_again_bit_for_bit(inside: Told) -> None
     first = files()
     run("voc-thin")
     assert files() == first
-    several = run("voc-thin", batch=3)
+    several = run("voc-thin", batch_size=3)
     for protocol in PROTOCOLS:
         told, wanted = several["protocols"][protocol], one["protocols"][protocol]
         assert told["pixel_accuracy"] == pytest.approx(wanted["pixel_accuracy"], abs=1e-4)  # a tie may tip

@@ -342,7 +342,7 @@ def test_hdf5(raw: Callable[[str], Path]) -> None:
     """A crash of the HDF5 library would end this process: it is done in another one."""
     folder, root = raw("nyud"), Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", HDF5, "nyud", str(folder), str(folder / "nyu_depth_v2_labeled.mat"), str(EXAMPLES)]
-    path = os.pathsep.join([str(root / "tests" / "helpers"), str(root)])
+    path = os.pathsep.join([str(root / "tests" / "helpers"), str(root / "tests" / "pipeline"), str(root)])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=3600)
     assert done.returncode == 0, (done.stdout[-9:], done.stderr[-2000:])
     assert len(done.stdout.split()) == EXAMPLES
