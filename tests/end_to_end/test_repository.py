@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from refinenet.config import Config
+from pipeline.config.schema import Evaluate
+from refinenet.config import Config, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +56,32 @@ def test_every_setting_of_the_network_is_documented_with_its_default() -> None:
     rows = re.findall(r"^\| `(\w+)` \|.*?\|.*?\| `([^`]+)` \|[^|]*\|$", (ROOT / "docs/settings.md").read_text(), re.M)
     fields = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "classes"}
     assert {name: str(value) for name, value in fields.items()} == dict(rows)
+
+
+def test_settings_that_pages_name_exist() -> None:
+    """`train.x`, `evaluate.x`, `train: {x: ...}` on any page, and all that docs/settings.md says is off by default."""
+    fields = {
+        kind: {field.name for field in dataclasses.fields(of)}
+        for kind, of in (("train", Recipe), ("evaluate", Evaluate))
+    }
+    pages = {
+        page: page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    }
+    found = 0
+    for page, text in pages.items():
+        for kind, known in fields.items():
+            names = set(re.findall(rf"`{kind}\.(\w+)`", text))
+            for block in re.findall(rf"\b{kind}: (\{{[^{{}}]*\}})", text):
+                names |= set(re.findall(r"(\w+):", block))
+            assert names <= known, f"{page.name}: {kind}: {names - known}"
+            found += len(names)
+    assert found > 20
+    listed = re.search(r"Settings without a counterpart(.*?)\n\n", pages[ROOT / "docs/settings.md"], re.S)
+    assert listed is not None
+    words = set(re.findall(r"`(?:train\.|evaluate\.)?(\w+)(?:: \w+)?`", listed[1]))
+    values = {"adamw", "bfloat16", "scaled", "variance_matched", "float32"}
+    assert words - values <= fields["train"] | fields["evaluate"]
+    assert {"num_processes", "activation_checkpointing", "grad_clip"} <= words
 
 
 def test_the_profile_shown_in_the_readme_is_the_file() -> None:
