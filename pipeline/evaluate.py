@@ -110,12 +110,13 @@ def run(name: str) -> None:
     if not len(split):
         raise UserError(f"{split.path}: no image to evaluate on")
 
+    from refinenet.device import repeatable_device
     from refinenet.inference.multiscale import upload
     from refinenet.inference.predictor import Predictor
 
     trained = Predictor(
         Path("models") / f"{name}.safetensors",
-        Predictor.choose_device(cfg.device, cfg.seed, cfg.threads),
+        repeatable_device(cfg.device, cfg.seed, cfg.threads),
         **cfg.predictor_settings(),
     )
     trained.expect_classes(classes, cfg.data)

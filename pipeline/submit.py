@@ -91,11 +91,12 @@ def run(server: Server, options: argparse.Namespace) -> None:
     images = open_split(server, options.split)
     sizes = server.sizes(images, options.split, options.partial)
 
+    from refinenet.device import repeatable_device
     from refinenet.inference.predictor import Predictor
 
     model = Predictor(
         Path("models") / f"{experiment}.safetensors",
-        Predictor.choose_device(cfg.device, cfg.seed, cfg.threads),
+        repeatable_device(cfg.device, cfg.seed, cfg.threads),
         void=server.void is not None,
         **cfg.predictor_settings(),
     )

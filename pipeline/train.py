@@ -58,15 +58,14 @@ def run(name: str) -> None:
 
     import torch
 
-    from refinenet.device import choose_device, reproducible
+    from refinenet.device import repeatable_device
     from refinenet.model.network import RefineNet, save
     from refinenet.training import loop
     from refinenet.training.distributed import processes
     from refinenet.training.initial import load_initial_weights
     from refinenet.training.step import step_bytes
 
-    device = choose_device(cfg.device)
-    reproducible(cfg.seed, cfg.threads)
+    device = repeatable_device(cfg.device, cfg.seed, cfg.threads)
     model = RefineNet(len(schema.classes), **cfg.network)
     phases = [loop.Phase(ConcatSplits([parts[part] for part in p.parts]), p.steps, p.lr) for p in stretches]
     load_initial_weights(start, model, phases[0].images, cfg.recipe, cfg.seed)

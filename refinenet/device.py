@@ -107,6 +107,13 @@ def _free_memory() -> dict[str, int]:
         return {}
 
 
+def repeatable_device(name: str, seed: int, threads: int) -> torch.device:
+    """Return the device called `name` (`choose_device`), once this process is `reproducible`."""
+    device = choose_device(name)
+    reproducible(seed, threads)
+    return device
+
+
 def reproducible(seed: int, threads: int) -> None:
     """Make this process repeatable to the bit: seed, deterministic kernels, a fixed number of CPU threads.
 

@@ -30,7 +30,7 @@ def archives(name: str, own: bool, cfg: Mapping[str, Any], root: Path) -> Archiv
         content = (root / file).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; `download {name}` makes it") from None
-    where = "the folders that the profile names"  # paths of a machine are nobody else's business
+    where = "the folders that the profile names"  # the machine's own paths are not published
     packed = {"file": file.as_posix(), "url": where, "size": f"{len(content):,}", "sha256": ""}
     return replace(info, files=[packed | {"md5": md5(content, usedforsecurity=False).hexdigest()}])
 

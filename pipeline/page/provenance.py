@@ -174,7 +174,7 @@ def archives(name: str, cfg: Mapping[str, Any]) -> Archives:
     files = [
         {
             "file": file,
-            # An address on this machine is nobody else's business.
+            # An address on this machine is not published.
             "url": of["url"] if of["url"].startswith("http") else "a file of this machine",
             "size": f"{of['size']:,}" if of["size"] else "not published",
             "md5": of["md5"] or "",

@@ -44,7 +44,7 @@ class Loader(Iterator[Batch]):
         batch: windows a step, of all processes together.
         crop, input_scale, device: as of `make_batch`.
         rank, world: this process's number and how many there are. It gets its share of each step's windows
-            (`Processes.share`), padded as in the whole batch.
+            (`ProcessGroup.share`), padded as in the whole batch.
         start: the first step.
         stop: the step before which to end; None: never.
         ahead: steps that are prepared while one is computed, 0 for no thread. The batches are the same.

@@ -13,7 +13,6 @@ from torch import Tensor
 from refinenet.config import Average, Precision, Protocol, Resizing
 from refinenet.data import IGNORE_INDEX
 from refinenet.data.split import RGB, Array
-from refinenet.device import choose_device, reproducible
 from refinenet.errors import UserError
 from refinenet.inference.multiscale import optimise_for_inference, predict_many
 from refinenet.model.network import load
@@ -76,13 +75,6 @@ class Predictor:
         short_edge = self.about.get("short_edge") or SHORT_EDGE
         self.resizing = resizing or Resizing(self.about.get("input_scale", 1.0), (short_edge[0], short_edge[1]))
         self._average, self._precision, self._tile = average, precision, tile
-
-    @staticmethod
-    def choose_device(device: str, seed: int, threads: int) -> torch.device:
-        """Make this process repeatable to the bit (`refinenet.device.reproducible`); return the device so named."""
-        torch_device = choose_device(device)
-        reproducible(seed, threads)
-        return torch_device
 
     def expect_classes(self, classes: Sequence[str], data: str) -> None:
         """Raise UserError unless the model was trained on `classes`, those of the data set `data`."""
