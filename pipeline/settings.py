@@ -21,9 +21,7 @@ from urllib.parse import urlsplit
 
 from pipeline.config.profiles import PARAMS, PROFILES, read_params
 from pipeline.config.resolve import SETTINGS, resolve
-from pipeline.config.schema import (
-    TorchvisionWeights,
-)
+from pipeline.config.schema import TorchvisionWeights
 from pipeline.fetch import checksums, local
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
