@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
 from pipeline.synthetic.catalogue import Look
@@ -90,42 +91,30 @@ def _grey(colour: Colour) -> Colour:
 
 
 def raster(points: Points, top: int, left: int, height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels of a window whose centres lie inside a closed outline (even-odd rule)."""
-    filled = np.zeros((height, width), np.bool_)
-    start = np.array(points)
-    lows, highs = np.floor(start.min(axis=0)), np.ceil(start.max(axis=0))
-    first, last = max(0, int(lows[1]) - top), min(height, int(highs[1]) - top)
-    west, east = max(0, int(lows[0]) - left), min(width, int(highs[0]) - left)
-    if first < last and west < east:
-        filled[first:last, west:east] = _inside(start, top + first, left + west, last - first, east - west)
-    return filled
+    """Return a window of enlarged pixels (height x width, bool) in which a closed outline is filled.
 
-
-def _inside(start: NDArray[np.float64], top: int, left: int, height: int, width: int) -> NDArray[np.bool_]:
-    """Raster of a window that the outline reaches: toggles where edges cross a row, then a running parity."""
-    end = np.concatenate((start[1:], start[:1]))
-    rows = np.arange(height) + (top + 0.5)
-    crosses = (start[:, 1, None] <= rows) != (end[:, 1, None] <= rows)
-    edge, row = np.nonzero(crosses)
-    (x0, y0), (x1, y1) = start[edge].T, end[edge].T
-    x = x0 + (rows[row] - y0) * (x1 - x0) / (y1 - y0)
-    column = np.clip(np.ceil(x - (left + 0.5)), 0, width).astype(np.int64)
-    toggles = np.bincount(row * (width + 1) + column, minlength=height * (width + 1)).astype(np.uint8)
-    parity = np.cumsum(toggles.reshape(height, -1), axis=1, dtype=np.uint8)[:, :-1] & 1
-    return parity.view(np.bool_)
+    By Pillow: skimage.draw.polygon asks for every pixel whether it is inside, which makes drawing 2.5 times as slow.
+    """
+    image = Image.new("1", (width, height))
+    ImageDraw.Draw(image).polygon([(x - left, y - top) for x, y in points], fill=1)
+    return np.asarray(image)
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """Pieces cut out and ready to paint: a window of the label map and each piece's pixels in it."""
+    """Pieces cut out and ready to paint: a window of the label map and each piece's enlarged pixels in it."""
 
     pieces: Sequence[Piece]
     masks: list[NDArray[np.bool_]]
     window: tuple[slice, slice]
 
+    def labels(self) -> list[NDArray[np.bool_]]:
+        """Return each piece's pixels in the label map: those whose centre it covers."""
+        return [mask[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE] for mask in self.masks]
+
     def union(self) -> NDArray[np.bool_]:
-        """All pixels of the stamp."""
-        pixels: NDArray[np.bool_] = np.logical_or.reduce(self.masks)
+        """Return all pixels of the stamp in the label map."""
+        pixels: NDArray[np.bool_] = np.logical_or.reduce(self.labels())
         return pixels
 
 
@@ -140,21 +129,21 @@ class Canvas:
         self.count = 0  # objects so far
 
     def cut(self, pieces: Sequence[Piece]) -> Stamp | None:
-        """Rasterise at the label's size; None if nothing lies inside the picture."""
+        """Rasterise; None if nothing lies inside the picture."""
         xs = [x for piece in pieces for x, _ in piece.points]
         ys = [y for piece in pieces for _, y in piece.points]
         left, right = max(0, int(min(xs) // SCALE)), min(self.width, int(max(xs) // SCALE) + 1)
         top, bottom = max(0, int(min(ys) // SCALE)), min(self.height, int(max(ys) // SCALE) + 1)
         if left >= right or top >= bottom:
             return None
-        small = [[(x / SCALE, y / SCALE) for x, y in piece.points] for piece in pieces]
-        masks = [raster(points, top, left, bottom - top, right - left) for points in small]
+        size = (bottom - top) * SCALE, (right - left) * SCALE
+        masks = [raster(piece.points, top * SCALE, left * SCALE, *size) for piece in pieces]
         return Stamp(pieces, masks, (slice(top, bottom), slice(left, right)))
 
     def labelled(self, stamp: Stamp) -> NDArray[np.uint8]:
         """The label map in the stamp's window as it would be with the stamp."""
         label = self.label[stamp.window].copy()
-        for piece, mask in zip(stamp.pieces, stamp.masks, strict=True):
+        for piece, mask in zip(stamp.pieces, stamp.labels(), strict=True):
             label[mask] = piece.klass
         return label
 
@@ -174,10 +163,9 @@ class Canvas:
         self.instances[stamp.window][stamp.union()] = self.count if thing else 0
         top, left = rows.start * SCALE, columns.start * SCALE
         view = self.pixels[top : rows.stop * SCALE, left : columns.stop * SCALE]
-        masks = [raster(piece.points, top, left, *view.shape[:2]) for piece in stamp.pieces]
         if shadow:
-            self._shadow(np.logical_or.reduce(masks), top, left, shadow)
-        for piece, mask in zip(stamp.pieces, masks, strict=True):
+            self._shadow(np.logical_or.reduce(stamp.masks), top, left, shadow)
+        for piece, mask in zip(stamp.pieces, stamp.masks, strict=True):
             _fill(view, mask, piece, top, left, shadow > 0)
 
     def _shadow(self, union: NDArray[np.bool_], top: int, left: int, shift: int) -> None:

@@ -12,7 +12,7 @@ import functools
 import zlib
 from dataclasses import dataclass
 
-from pipeline.synthetic.textures import TEXTURES, Colour, Dice, bright, hue, parse_colour
+from pipeline.synthetic.textures import TEXTURES, Colour, Dice, bright, hsv, parse_colour
 
 LOOKS = """
 sky sky o - 0 8fc4f0/ffffff/eaf4fc clouds
@@ -274,8 +274,8 @@ def look(name: str) -> Look:
     if letters in _table():
         return _table()[letters]
     dice = Dice(zlib.crc32(letters.encode()))
-    base = hue(dice.integer(0, 1535), dice.integer(110, 230), dice.integer(120, 240))
-    accent = hue(dice.integer(0, 1535), dice.integer(60, 220), dice.integer(160, 250))
+    base = hsv(dice.integer(0, 1535), dice.integer(110, 230), dice.integer(120, 240))
+    accent = hsv(dice.integer(0, 1535), dice.integer(60, 220), dice.integer(160, 250))
     shape = dice.choice(GENERIC)
     return Look(
         "stand", "x", shape, dice.integer(30, 44), base, accent, bright(base, 70), dice.choice(sorted(TEXTURES))

@@ -7,6 +7,9 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
+from skimage.measure import subdivide_polygon
+
 from pipeline.synthetic.textures import TURN, cosine, sine
 
 Points = list[tuple[float, float]]
@@ -62,10 +65,8 @@ def line(start: tuple[float, float], end: tuple[float, float], thickness: float)
 
 
 def smooth(points: Points, rounds: int = 2) -> Points:
-    """Chaikin's corner cutting: a closed curve that follows the control polygon."""
+    """Cut the corners (Chaikin): a closed curve that follows the control polygon."""
+    curve = np.array([*points, points[0]])
     for _ in range(rounds):
-        cut: Points = []
-        for (ax, ay), (bx, by) in zip(points, points[1:] + points[:1], strict=True):
-            cut += [(ax * 0.75 + bx * 0.25, ay * 0.75 + by * 0.25), (ax * 0.25 + bx * 0.75, ay * 0.25 + by * 0.75)]
-        points = cut
-    return points
+        curve = subdivide_polygon(curve, degree=2)
+    return [(float(x), float(y)) for x, y in curve[:-1]]

@@ -1,12 +1,13 @@
 """Chance, colour and texture for the rendered scenes, the same bits on every machine.
 
-Two rules give that. Random numbers are raw PCG64 output (a stream NumPy guarantees), taken apart with integers.
-Fields are float32 under + - * / floor and comparisons only, which IEEE 754 fixes to the last bit; sine and cosine come
-from a table that is rounded to integers, and nothing is summed in floating point.
+Two rules give that. Random numbers are raw PCG64 output, taken apart with integers: NumPy guarantees that stream, and
+not what its Generator draws from it (NEP 19). Fields are float32 under + - * / floor and comparisons only, which
+IEEE 754 fixes to the last bit; sine and cosine come from a table that is rounded to integers.
 """
 
 from __future__ import annotations
 
+import colorsys
 import functools
 import math
 from collections.abc import Callable, MutableSequence, Sequence
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 
 Field = NDArray[np.floating[Any]]  # float32; not so named because NumPy's types do not see that x * 0.5 stays it
 Colour = tuple[int, int, int]
@@ -70,18 +72,14 @@ SIZE = 256  # side of a noise tile; it repeats without a seam
 def noise(cell: int, octaves: int = 2) -> Field:
     """SIZE x SIZE value noise, stretched to 0..1; `cell` (a power of two) is the width of its largest bumps."""
     dice = Dice(cell, octaves)
-    total = np.zeros((SIZE, SIZE), np.int64)
+    total = np.zeros((SIZE, SIZE))
     for octave in range(octaves):
         step = max(1, cell >> octave)
-        grid = dice.bytes(SIZE // step, SIZE // step).astype(np.int64)
-        for axis in (0, 1):
-            following = np.roll(grid, -1, axis)
-            ramp = np.arange(step).reshape((1, 1, step) if axis else (1, step, 1))
-            blend = np.expand_dims(grid, axis + 1) * (step - ramp) + np.expand_dims(following, axis + 1) * ramp
-            grid = blend.reshape((grid.shape[0] * step, -1) if axis == 0 else (SIZE, SIZE)) // step
-        total += grid >> octave
-    low, high = int(total.min()), int(total.max())
-    return ((total - low).astype(np.float32)) / np.float32(high - low)
+        grid = dice.bytes(SIZE // step, SIZE // step).astype(np.float64)
+        # Exact: a byte times multiples of 1 / step, a power of two.
+        total += map_coordinates(grid, np.mgrid[:SIZE, :SIZE] / step, order=1, mode="grid-wrap") / 2**octave
+    tile: Field = ((total - total.min()) / np.ptp(total)).astype(np.float32)
+    return tile
 
 
 def _floor(t: Field) -> Field:
@@ -225,17 +223,7 @@ def jittered(colour: Colour, dice: Dice, amount: int) -> Colour:
     return red, green, blue
 
 
-def hue(angle: int, saturation: int, value: int) -> Colour:
-    """HSV to RGB in integers: hue in 0..1535 (256 to a sextant), saturation and value in 0..255."""
-    sextant, ramp = divmod(angle % 1536, 256)
-    low = value * (255 - saturation) // 255
-    rising = low + (value - low) * ramp // 256
-    falling = low + (value - low) * (256 - ramp) // 256
-    return (
-        (value, rising, low),
-        (falling, value, low),
-        (low, value, rising),
-        (low, falling, value),
-        (rising, low, value),
-        (value, low, falling),
-    )[sextant]
+def hsv(hue: int, saturation: int, value: int) -> Colour:
+    """Return the RGB of a hue in 1/1536 turns, a saturation and a value in 0..255."""
+    red, green, blue = (round(c * 255) for c in colorsys.hsv_to_rgb(hue / 1536, saturation / 255, value / 255))
+    return red, green, blue
