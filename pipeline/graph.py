@@ -25,6 +25,7 @@ import yaml
 
 from pipeline.config import resolve, schema
 from pipeline.fetch import own_folders
+from pipeline.runtime import progress
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
@@ -171,17 +172,45 @@ def _retry_on_lock(action: Callable[[], _T], seconds: float = 600) -> _T:
                 raise UserError(".dvc/tmp/lock: held by another dvc command; wait for it, then again") from None
 
 
-def _commit(repo: Any, stage: Any) -> None:
+def _commit(repo: Any, stages: Sequence[Any]) -> None:
+    """Store the outputs of DVC's `stages` in its cache, then write dvc.lock once.
+
+    Once, because DVC parses and rewrites the whole file each time: 2.3 s a stage at 72 stages, 14 s at 372. Whoever is
+    killed before that loses nothing: the markers still stand, and the cache has what it has.
+    """
+    stored: list[Any] = []
+    try:
+        for stage in progress.bar("tell DVC", "stage", stages):
+            stage.save()  # hashes the outputs before the lock is taken: another dvc gives up after three seconds
+            _retry_on_lock(partial(_store, repo, stage))
+            stored.append(stage)
+    finally:
+        if stored:
+            _retry_on_lock(partial(_write_lock, repo, stored))
+
+
+def _write_lock(repo: Any, stages: Sequence[Any]) -> None:
     from dvc.repo import lock_repo
 
-    stage.save()  # hashes the outputs before the lock is taken: another dvc gives up after three seconds
     with lock_repo(repo):
-        stage.commit()
+        stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
+
+
+def _store(repo: Any, stage: Any) -> None:
+    from dvc.repo import lock_repo
+
+    try:
+        with lock_repo(repo):
+            stage.commit()
         for out in stage.outs:
             # Where not all files of a folder could be copied, DVC prints errors and goes on.
             if out.use_cache and out.changed_cache():
                 raise OSError(errno.EIO, "not all of it was taken")
-        stage.dump(update_pipeline=False)
+    except OSError as error:
+        raise UserError(
+            f"{stage.outs[0].def_path}: made, but could not be stored in DVC's cache ({error.strerror}); fix that and "
+            "repeat the command, which then stores it and runs no stage again"
+        ) from None
 
 
 def _status(repo: Any) -> dict[str, Any]:
@@ -204,14 +233,8 @@ def commit(repo: Any, known: Sequence[Stage]) -> None:
     marked = [stage for stage in known if stage.done.exists()]
     # Checked before the first commit, because DVC links outputs again, which changes their times.
     valid = [stage for stage in marked if _marker_is_valid(stage)]
-    for stage in sorted(valid, key=lambda stage: _time(stage.done)):
-        try:
-            _retry_on_lock(partial(_commit, repo, by_address[stage.address]))
-        except OSError as error:
-            raise UserError(
-                f"{stage.outputs[0]}: made, but could not be stored in DVC's cache ({error.strerror}); fix that and "
-                "repeat the command, which then stores it and runs no stage again"
-            ) from None
+    if valid:
+        _commit(repo, [by_address[stage.address] for stage in sorted(valid, key=lambda stage: _time(stage.done))])
     for stage in marked:
         stage.done.unlink()
 
