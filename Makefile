@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Compiled once at installation; without byte code every stage would pay seconds for its imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup crf repro test test-all lint format ui lock clean
+.PHONY: help setup crf repro rehearsal test test-all lint format ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show what there is
@@ -31,6 +31,9 @@ crf: $(READY) ## Build the dense CRF of profile paper's VOC (pydensecrf2; wants 
 repro: $(READY) ## Regenerate every table of the profile in params.yaml
 	snakemake --cores $(CORES)
 	@python -m pipeline.report --where
+
+rehearsal: $(READY) ## Try the whole road of the profile, two steps a phase, before paying for it
+	python -m pipeline.rehearse
 
 test: $(READY) ## Run the tests
 	pytest -m "not slow and not gpu"
@@ -58,4 +61,4 @@ lock: $(READY) ## Renew the three lock files
 	echo uv | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade - -o bootstrap.lock
 
 clean: ## Remove what can be made again: everything but the archives, the DVC cache and the MLflow runs
-	rm -rf $(filter-out data/raw data/archives data/incoming,$(wildcard data/*)) weights models curves predictions checkpoints settings.json .snakemake
+	rm -rf rehearsal $(filter-out data/raw data/archives data/incoming,$(wildcard data/*)) weights models curves predictions checkpoints settings.json .snakemake

@@ -20,8 +20,7 @@ try:
         # Of this process, so that a killed one leaves nothing behind that would have to be unlocked.
         only_one = FileLock(".snakemake/refinenet.lock")
         only_one.acquire(timeout=0)
-        # `jobs` is for executors that hand jobs to other machines.
-        graph.sync_mtimes(repo, stages, elsewhere=workflow.resource_settings.nodes is not None)
+        graph.sync_mtimes(repo, stages)
 except UserError as error:
     sys.exit(f"error: {error}")
 except Timeout:
@@ -59,6 +58,12 @@ for stage in stages:
             stage.command
         shell:
             "(export PIPELINE_CORES={threads}; {params.command}) 2>&1 | tee {log} >&2 && mkdir -p $(dirname {params.done}) && echo {params.digest} > {params.done}"
+
+
+onstart:
+    # `jobs` is for executors that hand jobs to other machines.
+    elsewhere = workflow.resource_settings.nodes is not None
+    graph.check_machine(stages, [job.rule.name for job in workflow.dag.needrun_jobs()], elsewhere)
 
 
 onsuccess:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -212,17 +212,17 @@ def archives(profile: Profile) -> tuple[float, list[str]]:
     return sum(sizes.values()), unknown
 
 
-def prepared(params: Params) -> float:
-    """Bytes of the prepared splits: three of a pixel and one of its label, which test images do not have."""
+def prepared(names: Iterable[str]) -> float:
+    """Bytes of the prepared splits of data sets: three of a pixel and one of its label, which test images lack."""
     total = 0.0
-    for data in params.datasets:
+    for data in names:
         height, width = datasets.load(data).TYPICAL_SIZE
         for split, count in datasets.load(data).COUNTS.items():
             total += count * height * width * (3 if split == "test" else 4)
     return total
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     align = [":--", *("--:" for _ in head[1:])]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, align, *rows))
 
@@ -266,18 +266,18 @@ def tell(name: str, gpu: str, rate: float | None, gpus: int | None) -> str:
         )
     head = ("training", "side", "GMAC a crop", "crops", "GPU hours, training", "evaluation", "GPU memory, GB")
     after = {work.name: work.after for work in found}
-    parts = [f"Profile `{name}`. {basis}", _table(head, rows)]
+    parts = [f"Profile `{name}`. {basis}", table(head, rows)]
     if gpus is not None:
         slots = sorted(schedule(both, after, gpus), key=lambda slot: (slot.gpu, slot.begin))
         begun = [[str(s.gpu), f"`{s.name}`", f"{s.begin:.1f}", f"{s.end:.1f}"] for s in slots]
-        parts.append(_table(("GPU", "training", "from hour", "to hour"), begun))
+        parts.append(table(("GPU", "training", "from hour", "to hour"), begun))
     counts = (1, 2, 4, 8, 16) if gpus is None else (gpus,)
     divided = []
     for count in counts:
         wall = max(slot.end for slot in schedule(both, after, count))
         divided.append([str(count), f"{wall:.1f}", f"{wall / 24:.1f}", f"{100 * total / wall / count:.0f} %"])
-    parts.append(_table(("GPUs", "hours", "days", "busy"), divided))
-    parts.append(_table(("disk", "GB"), disk(params, profile, found, max(counts))))
+    parts.append(table(("GPUs", "hours", "days", "busy"), divided))
+    parts.append(table(("disk", "GB"), disk(params, profile, found, max(counts))))
     return "\n\n".join(parts)
 
 
@@ -286,7 +286,7 @@ def disk(params: Params, profile: Profile, found: Sequence[Work], gpus: int) -> 
     known, unknown = archives(profile)
     models = sum(work.parameters for work in found) * (FLOAT if profile.dtype == "float32" else FLOAT / 2)
     one = 2 * FLOAT * max(work.parameters for work in found)  # weights and momentum
-    splits = prepared(params)
+    splits = prepared(params.datasets)
     missing = f"; without {', '.join(f'`{file}`' for file in unknown)}, whose size nobody publishes" if unknown else ""
     rows = [
         (f"archives, each once{missing}", known),

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,11 @@ from typing import Any, TypeVar
 
 import yaml
 
+from pipeline import preflight
 from pipeline.config import resolve, schema
 from pipeline.fetch import own_folders
 from pipeline.runtime import progress
+from pipeline.runtime.machine import ELSEWHERE
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
@@ -286,12 +288,22 @@ def _stale_settings() -> bool:
     return json.dumps(written, sort_keys=True) != json.dumps(resolve.resolve(), sort_keys=True)
 
 
-def sync_mtimes(repo: Any, known: Sequence[Stage], elsewhere: bool = False) -> None:
+def check_machine(known: Sequence[Stage], rules: Iterable[str], elsewhere: bool = False) -> None:
+    """Exit with one line where this machine lacks what the jobs of `rules`, which are about to run, need."""
+    if elsewhere:
+        os.environ[ELSEWHERE] = "1"
+    addresses = {stage.rule: stage.address for stage in known}
+    try:
+        preflight.check(resolve.resolve(), {addresses[rule] for rule in rules if rule in addresses})
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def sync_mtimes(repo: Any, known: Sequence[Stage]) -> None:
     """Make file times agree with what DVC knows. Called once, before Snakemake builds its graph.
 
     The stage that writes settings.json runs here and not as a job: each job depends on a few of its values, so none may
-    depend on the time of the whole file, and then Snakemake would not know to run that stage first. `elsewhere`: the
-    jobs run on other machines; this one needs no GPU.
+    depend on the time of the whole file, and then Snakemake would not know to run that stage first.
     """
     for path in {path for stage in known for path in (*stage.inputs, *stage.outputs)}:
         if Path(path).exists() and _of_the_future(path):
@@ -299,8 +311,7 @@ def sync_mtimes(repo: Any, known: Sequence[Stage], elsewhere: bool = False) -> N
     param_files = {file for stage in known for file in stage.param_files}
     for stage in known:
         if param_files & set(stage.outputs) and (not _newer(stage.outputs, stage.inputs) or _stale_settings()):
-            environment = {**os.environ, **({"PIPELINE_ELSEWHERE": "1"} if elsewhere else {})}
-            if code := subprocess.run(stage.command, shell=True, check=False, env=environment).returncode:
+            if code := subprocess.run(stage.command, shell=True, check=False).returncode:
                 sys.exit(code)
             stage.done.parent.mkdir(parents=True, exist_ok=True)
             stage.done.write_text(stage.digest())

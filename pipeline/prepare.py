@@ -46,6 +46,7 @@ def run(name: str) -> None:
         count = cores() if sum(map(len, names.values())) >= SMALL else 1
         with reading(reader, count) as read:
             for split, images in names.items():
+                images = images[: wanted.limit]
                 schema = Schema(name, split, dataset.CLASSES, dataset.PALETTE)
                 with write_split(part / f"{split}.arrow", schema) as writer:
                     for example in progress.bar(f"{name} {split}", "image", read(schema, images), len(images)):

@@ -8,64 +8,19 @@ YAML reader takes 0.2 s for it.
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import json
-import os
-import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from pipeline import preflight
 from pipeline.config.profiles import PARAMS, PROFILES, read_params
 from pipeline.config.resolve import SETTINGS, resolve
 from pipeline.config.schema import TorchvisionWeights
-from pipeline.fetch import checksums, local
+from pipeline.runtime import cli
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
-
-
-def _hosts(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the host of every archive that is not on this machine yet and has to be downloaded."""
-    for name, download in settings["download"].items():
-        for file, source in download["archives"].items():
-            url = urlsplit(source["url"])
-            here = [folder / name / file for folder in (Path("data/raw"), checksums.STORE)]
-            here += local.candidate_paths(name, file, download["mirror"])
-            if url.scheme in ("http", "https") and not source["optional"] and not any(map(Path.is_file, here)):
-                yield url.hostname or ""
-
-
-def check_machine(settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise UserError, before anything is written, where this machine lacks a needed GPU, package or network."""
-    profile = PROFILES / f"{read_params().profile}.yaml"
-    here = "PIPELINE_ELSEWHERE" not in os.environ  # the head of a cluster needs no GPU (pipeline/graph.py)
-    if here and any(str(s["device"]).startswith("cuda") for s in settings["train"].values()):
-        try:
-            count = ctypes.c_int(0)
-            driver = ctypes.CDLL("libcuda.so.1")  # asked directly: importing torch to ask takes seconds
-            missing = driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or not count.value
-        except OSError:
-            missing = True
-        if missing:
-            raise UserError(
-                f"{profile}: device is cuda, but this machine has no GPU; `profile: mini` needs none, and "
-                "PIPELINE_ELSEWHERE=1 in the environment lets you prepare data here"
-            )
-    crf = [name for name, s in settings["evaluate"].items() if any(p["crf"] for p in s["protocols"].values())]
-    if crf and importlib.util.find_spec("pydensecrf") is None:
-        raise UserError(f"{profile}: a dense CRF for {', '.join(crf)}, but pydensecrf2 is missing; `make crf`")
-    for host in dict.fromkeys(_hosts(settings)):
-        try:
-            socket.getaddrinfo(host, 443)
-        except OSError as error:
-            problem = f"{profile}: downloads from {host}, which cannot be reached ({error})"
-            if not any(download["own"] for download in settings["download"].values()):
-                raise UserError(problem) from None
-            print(f"warning: {problem}; your own data does not need its archives", file=sys.stderr)
-            return
 
 
 def check_weights(settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -79,9 +34,10 @@ def check_weights(settings: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def run() -> None:
-    """Resolve params.yaml and the profile, check this machine, write settings.json."""
+    """Resolve params.yaml and the profile, check them, write settings.json."""
     settings = resolve()
-    check_machine(settings)
+    if cli.dvc_targets() == []:
+        preflight.check(settings)  # of one target, its stages say what they lack when they start
     check_weights(settings)
     for file in sorted(Path("metrics/seeds").glob("*/*.json")):
         if file.stem not in settings["train"]:
@@ -91,6 +47,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    from pipeline.runtime.cli import run_cli
-
-    sys.exit(run_cli(run))
+    sys.exit(cli.run_cli(run))

@@ -26,6 +26,7 @@ from pipeline.runtime import progress
 from pipeline.runtime.cli import Terminated, main, terminated
 from pipeline.runtime.device_load import device_load
 from pipeline.runtime.dvc_md5 import dvc_md5
+from pipeline.runtime.machine import check_training
 from pipeline.tracking import track
 from refinenet.atomic import atomic_file
 from refinenet.data.concat import ConcatSplits
@@ -46,6 +47,7 @@ def run(name: str) -> None:
     if cfg.target == "weights" and not cfg.phases:
         skip_pretraining(name, start)
         return
+    check_training(name, resolve.everything())
     if cfg.recipe.num_processes > 1 and "WORLD_SIZE" not in os.environ:
         from pipeline.runtime.torchrun import together as launch
 

@@ -263,11 +263,20 @@ def load(stage: Literal["evaluate"], name: str) -> Evaluate: ...
 def load(stage: str, name: str) -> Any:
     """Read the settings of one stage from settings.json. Raises UserError for a name that params.yaml does not have."""
     try:
-        entries = json.loads(SETTINGS.read_text(encoding="utf-8"))[stage]
-    except FileNotFoundError:
-        entries = resolve()[stage]
-    except (ValueError, KeyError, TypeError) as error:
+        entries = everything()[stage]
+    except (KeyError, TypeError) as error:
         raise UserError(f"{SETTINGS}: not as `python -m pipeline.settings` writes it ({error!r})") from None
     if name not in entries:
         raise UserError(f"{stage}: unknown name {name!r}, expected one of {', '.join(entries)}")
     return build(STAGES[stage], entries[name], f"{SETTINGS}: {stage}.{name}")
+
+
+def everything() -> dict[str, dict[str, Any]]:
+    """Read settings.json: stage -> name -> settings; where it was not written yet, what it would have."""
+    try:
+        entries: dict[str, dict[str, Any]] = json.loads(SETTINGS.read_text(encoding="utf-8"))
+        return entries
+    except FileNotFoundError:
+        return resolve()
+    except ValueError as error:
+        raise UserError(f"{SETTINGS}: not as `python -m pipeline.settings` writes it ({error!r})") from None

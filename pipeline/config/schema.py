@@ -150,10 +150,18 @@ class Download:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Settings of `prepare`. `official_counts`: stop unless each split has as many images as the paper says."""
+    """Settings of `prepare`. `official_counts`: stop unless each split has as many images as the paper says.
+
+    `limit`: at most so many images of each split, to try something out (pipeline/rehearse.py); None: all.
+    """
 
     official_counts: bool = False
+    limit: int | None = None
     own: Folder | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"prepare.limit is {self.limit}, expected 1 or more, or null: all images")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,15 @@ def variables(account: str) -> tuple[str, str]:
     return f"{account.upper()}_USERNAME", f"{account.upper()}_PASSWORD"
 
 
+def missing(account: str) -> str | None:
+    """Return what is wrong where this machine has no name and password of an account, else None."""
+    try:
+        _credentials(account)
+        return None
+    except CopyError as error:
+        return f"{error}; set {' and '.join(variables(account))}"
+
+
 def _credentials(account: str) -> tuple[str, str]:
     from platformdirs import user_data_dir
 

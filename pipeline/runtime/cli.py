@@ -118,6 +118,13 @@ def _engine() -> int:
     return engine
 
 
+def dvc_targets() -> list[str] | None:
+    """Return what the `dvc repro` that started this process was asked for, [] for all; None where none has."""
+    words = _of_process(engine, "cmdline").split("\0")[:-1] if (engine := _engine()) else []
+    at = words.index("repro") if "repro" in words else 0
+    return [word for word in words[at + 1 :] if not word.startswith("-")] if at else None
+
+
 def _of_process(process: int, what: str) -> str:
     try:
         return Path(f"/proc/{process}/{what}").read_text()

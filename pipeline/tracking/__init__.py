@@ -31,6 +31,7 @@ from typing import IO, Literal
 
 from pipeline.runtime.cli import Terminated
 
+KEPT = "PIPELINE_SPOOL"  # environment variable: a file that keeps what the stage says (pipeline/rehearse.py)
 PATIENCE = 30.0  # seconds for which what MLflow refuses is tried again once the stage is done
 HANGING = 600.0  # seconds after which a writer that is neither done nor has given up is taken for hung
 LAST_WORDS = 10.0  # seconds for the writer of a stage that SIGTERM ends: its machine may be gone right after it
@@ -139,7 +140,8 @@ def track(
 def _start(**begin: object) -> tuple[Run, subprocess.Popen[bytes] | None]:
     """Start the process that writes to MLflow what is said to the run."""
     try:
-        spool = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with the run
+        kept = os.environ.get(KEPT)
+        spool = Path(kept).open("w+b", buffering=0) if kept else tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with the run
         run = Run(spool)
         run._send("begin", **begin)
         return run, subprocess.Popen(

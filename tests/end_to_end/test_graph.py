@@ -55,7 +55,7 @@ def test_snakemake_sees_the_stages_of_dvc(monkeypatch: pytest.MonkeyPatch) -> No
     from snakemake.settings.types import ResourceSettings
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(graph, "sync_mtimes", lambda repo, known, elsewhere: None)
+    monkeypatch.setattr(graph, "sync_mtimes", lambda repo, known: None)
     monkeypatch.setattr(graph, "register_engine", lambda: None)
     with SnakemakeApi() as api:
         workflow = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=ROOT / "Snakefile")._workflow
@@ -97,7 +97,7 @@ def test_lint() -> None:
 # Rooms and files that decide no byte of any result. What is fetched, settings.json names with its checksum.
 NEUTRAL = frozenset(
     {
-        *("pipeline.config", "pipeline.fetch", "pipeline.runtime", "pipeline.tracking"),
+        *("pipeline.config", "pipeline.fetch", "pipeline.preflight", "pipeline.runtime", "pipeline.tracking"),
         *("refinenet.atomic", "refinenet.device", "refinenet.errors"),
     }
 )

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from pipeline import download, prepare, settings, weights
+from pipeline import download, preflight, prepare, settings, weights
 from pipeline.config import resolve
 from pipeline.graph import Stage
 from pipeline.runtime.cli import EXIT_TRY_AGAIN
@@ -132,11 +132,11 @@ def test_gpus_are_taken_for_all_processes_or_not_at_all(tmp_path: Path, monkeypa
 
 
 def test_the_head_of_a_cluster_needs_no_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = resolve.resolve()
-    for entry in told["train"].values():
+    resolved = resolve.resolve()
+    for entry in resolved["train"].values():
         entry["device"] = "cuda"
     if not Path("/dev/nvidiactl").exists():
         with pytest.raises(UserError, match="this machine has no GPU"):
-            settings.check_machine(told)
+            preflight.check(resolved)
     monkeypatch.setenv("PIPELINE_ELSEWHERE", "1")
-    settings.check_machine(told)
+    preflight.check(resolved)

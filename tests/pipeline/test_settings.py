@@ -240,52 +240,6 @@ def test_broken_yaml_is_one_line(project: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def no_network(host: str, port: int) -> None:
-    raise OSError("Name or service not known")
-
-
-def test_a_missing_gpu_or_network_is_said_before_anything_is_written(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    edit("params.yaml", profile="paper")
-
-    def no_driver(name: str) -> None:
-        raise OSError(name)
-
-    monkeypatch.setattr("ctypes.CDLL", no_driver)
-    with pytest.raises(UserError, match="device is cuda, but this machine has no GPU"):
-        settings.run()
-
-    monkeypatch.setattr("socket.getaddrinfo", no_network)
-    edit("profiles/paper.yaml", device="cpu")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"a dense CRF for voc-res101, voc-res152, but pydensecrf2 is missing"):
-        settings.run()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    with pytest.raises(UserError, match=r"downloads from thor\.robots\.ox\.ac\.uk, which cannot be reached"):
-        settings.run()
-    assert not Path("settings.json").exists()
-
-
-def test_own_data_needs_no_host(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Beside the paper's data sets, of which only some may be asked for: then `download` says what it lacks."""
-    edit("profiles/paper.yaml", device="cpu")
-    own = {"leaves": {"images": "photos", "masks": "masks", "classes": ["soil", "leaf"]}}
-    Path("profiles/leaves.yaml").write_text(yaml.safe_dump({"base": "paper", "title": "leaves", "own": own}))
-    experiments = yaml.safe_load(Path("params.yaml").read_text())["experiments"]
-    experiments["leaves-res50"] = {"data": "leaves", "start": "resnet50"}
-    edit("params.yaml", profile="leaves", own=["leaves"], experiments=experiments)
-    monkeypatch.setattr("socket.getaddrinfo", no_network)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    settings.run()
-    assert "leaves" in json.loads(Path("settings.json").read_text())["prepare"]
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert told[0].startswith("warning: profiles/leaves.yaml: downloads from thor.robots.ox.ac.uk, which cannot be ")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
