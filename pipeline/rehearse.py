@@ -198,8 +198,8 @@ def jobs(params: Params, settings: Mapping[str, Mapping[str, Any]]) -> Iterator[
         start = training["start"]
         parts = {part[0] for phase in training["phases"] for part in phase["parts"]} | {training["data"]}
         first = f"train {start}" if start in settings["train"] else f"weights {start}"
-        data = (f"prepare {part}" for part in sorted(parts))
-        yield stage(f"train {name}", first, *data, kill=name == killed(settings))
+        prepared = (f"prepare {part}" for part in sorted(parts))
+        yield stage(f"train {name}", first, *prepared, kill=name == killed(settings))
         if name in settings["evaluate"]:
             yield stage(f"evaluate {name}", f"train {name}")
     # An alternative row of a table may name any experiment: a table waits for all evaluations.
