@@ -66,6 +66,8 @@ CHANGED = {
     "train.*.recipe.checkpoint_every": "so that there is something to resume from",
     "train.*.device": "--device",
     "evaluate.*.device": "--device",
+    "train.*.threads": "no more than this machine has cores for each job: more of them wait for each other",
+    "evaluate.*.threads": "the same",
     "train.*.network": "--thin: stem, width, coarse_width",
     "weights.*.stem": "--thin",
 }
@@ -173,6 +175,7 @@ def settings_of(real: Mapping[str, Mapping[str, Any]], options: Options) -> dict
     for stage in ("train", "evaluate"):
         for entry in made[stage].values():
             entry["device"] = options.device or entry["device"]
+            entry["threads"] = min(entry["threads"], max(1, (os.cpu_count() or 1) // options.jobs))
     return made
 
 
@@ -240,7 +243,8 @@ class Rehearsal:
         self.folder, self.options = folder.absolute(), options
         params = read_yaml(PARAMS)
         values = {**params, "profile": options.profile}
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         (self.folder / ".gitignore").write_text("*\n", encoding="utf-8")
         (self.folder / PARAMS).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
@@ -521,7 +525,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError(f"{file}: no such file; `make rehearsal` writes it")
             print(forecast(json.loads(file.read_text(encoding="utf-8")), given.gpus))
             return
-        if given.folder.exists() and not (given.folder / "logs").is_dir() and any(given.folder.iterdir()):
+        # What a rehearsal that was killed has left is one, too.
+        mine = given.folder == FOLDER or (given.folder / "logs").is_dir()
+        if not mine and given.folder.exists() and any(given.folder.iterdir()):
             raise UserError(f"{given.folder}: holds something else than a rehearsal, expected a folder to empty")
         profile = given.profile or read_params().profile
         options = Options(profile, given.device, given.steps, given.images, given.thin, given.jobs)
