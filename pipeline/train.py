@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import resolve
 from pipeline.config.schema import PhaseSettings, Source, Train
+from pipeline.fetch.input_md5 import input_md5
 from pipeline.runtime import progress
 from pipeline.runtime.cli import Terminated, main, terminated
 from pipeline.runtime.device_load import device_load
-from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.runtime.machine import check_training
 from pipeline.tracking import track
 from refinenet.atomic import atomic_file
@@ -87,7 +87,7 @@ def run(name: str) -> None:
         progress.bar(name, "image", total=steps * cfg.recipe.batch_size, disable=not together.first) as bar,
     ):
         # A digest of everything that the result depends on: training resumes only from a checkpoint with the same one.
-        digests = {str(path): dvc_md5(path) for path in inputs.values()} if together.first else {}
+        digests = {str(path): input_md5(path) for path in inputs.values()} if together.first else {}
         payload = json.dumps([asdict(cfg), digests, versions], sort_keys=True)
         fingerprint = hashlib.sha256(payload.encode()).hexdigest()
         if device.type == "cpu" and together.first:

@@ -76,6 +76,12 @@ class ChecksumCache:
         self._lock = Lock()
         self._entries = _read(file)
 
+    @staticmethod
+    def state(path: Path) -> dict[str, int]:
+        """Return what tells, without reading the file, that it has changed."""
+        stat = path.stat()
+        return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
+
     def recorded(self, path: Path) -> Mapping[str, Any]:
         """Return what was noted for this path, whether or not the file has changed since; {} if nothing."""
         absolute = path.absolute()
@@ -90,11 +96,11 @@ class ChecksumCache:
     def valid(self, path: Path) -> Mapping[str, Any]:
         """Return what was noted for the file, if it has not changed since; else {}."""
         entry = self.recorded(path)
-        return entry if _state(path).items() <= entry.items() else {}
+        return entry if self.state(path).items() <= entry.items() else {}
 
     def note(self, path: Path, found: Mapping[str, str], origin: str | None) -> None:
         """Remember the checksums of the file as it is now, and the address or path that it came from."""
-        state = _state(path)
+        state = self.state(path)
         if time.time_ns() - state["mtime_ns"] < SETTLED:
             state["mtime_ns"] = 0  # never equal to the file's: the next run reads it again
         with self._lock:
@@ -102,11 +108,6 @@ class ChecksumCache:
             if self._file is not None:
                 with atomic_file(self._file) as part:
                     part.write_text(json.dumps(self._entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _state(path: Path) -> dict[str, int]:
-    stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
 
 
 def _read(file: Path | None) -> dict[str, dict[str, Any]]:
@@ -136,7 +137,7 @@ def verify(path: Path, source: Source, known: ChecksumCache, stop: Event = NEVER
         raise CopyError(f"{size} bytes found, {source.size} expected")
     published = {"sha256": source.sha256, "md5": source.md5}
     kinds = [kind for kind, value in published.items() if value is not None]
-    state, before = _state(path), known.valid(path)
+    state, before = known.state(path), known.valid(path)
     found = {kind: before[kind] for kind in kinds or ["md5"] if kind in before}
     if missing := [kind for kind in kinds or ["md5"] if kind not in found]:
         found |= digests(path, missing, stop)
@@ -144,7 +145,7 @@ def verify(path: Path, source: Source, known: ChecksumCache, stop: Event = NEVER
         expected = published[kind]
         if expected is not None and not found[kind].startswith(expected.lower()):
             raise CopyError(f"{kind} {found[kind]} found, {expected} expected")
-    if missing and _state(path) == state:
+    if missing and known.state(path) == state:
         known.note(path, found, known.recorded(path).get("origin"))
     return found
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from pipeline.config import resolve
 from pipeline.config.profiles import PARAMS
+from pipeline.fetch.input_md5 import input_md5
 from pipeline.page import dataset_section, page, provenance, result_section
 from pipeline.page.provenance import Archives, Provenance
 from pipeline.page.result_section import Level
-from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tables import custom
 from pipeline.tables.metrics_files import Seeds
 from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS
@@ -55,7 +55,7 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
     for one in data:
         if not (root / "data" / one).is_dir():
             raise UserError(f"data/{one}: no such folder; `prepare {one}` makes it")
-    md5s = {one: dvc_md5(root / "data" / one) for one in data}
+    md5s = {one: input_md5(root / "data" / one) for one in data}
     behind = {one: [first] if (first := provenance.pretraining(one, cfg)) else [] for one in runs}
     trainings = list(dict.fromkeys(one for name in runs for one in (*behind[name], name)))
     made = {one: result_section.curve(one, root) for one in trainings}

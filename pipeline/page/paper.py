@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import datasets
+from pipeline.fetch.input_md5 import input_md5
 from pipeline.page import charts, dataset_section, page, provenance, result_section, summary
 from pipeline.page.result_section import Curve, Level
-from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tables import columns, metrics_files
 from pipeline.tables.metrics_files import MetricsFile
 from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, RowSource, Table, caveat, published, slug
@@ -131,7 +131,7 @@ def context(root: Path) -> dict[str, Any]:
     for name, folder in folders.items():
         if not folder.is_dir():
             raise UserError(f"data/{name}: no such folder; `prepare {name}` makes it")
-    md5s = {name: dvc_md5(folder) for name, folder in folders.items()}
+    md5s = {name: input_md5(folder) for name, folder in folders.items()}
     before = {first for name in runs if (first := provenance.pretraining(name, cfg))}
     made = {name: result_section.curve(name, root) for name in sorted(before | set(runs))}
     found = summary.numbers(printed)

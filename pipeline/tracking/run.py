@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.fetch.input_md5 import input_md5
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import database, models
 from refinenet.atomic import atomic_file
@@ -160,7 +161,7 @@ class Recorder:
             path = Path(text)
             name = path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else text
             try:
-                md5 = dvc_md5(path)
+                md5 = input_md5(path)
             except UserError as error:
                 self.problems.append(str(error))
                 continue
