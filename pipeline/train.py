@@ -63,6 +63,7 @@ def run(name: str) -> None:
     from refinenet.device import repeatable_device
     from refinenet.model.network import RefineNet, save
     from refinenet.training import loop
+    from refinenet.training.checkpoints import due_every
     from refinenet.training.distributed import processes
     from refinenet.training.initial import load_initial_weights
     from refinenet.training.step import step_bytes
@@ -108,9 +109,10 @@ def run(name: str) -> None:
             bar.set_postfix(loss=f"{done.point.loss:.3f}", refresh=False)
             log.log(done.step, **values)
 
+        due = due_every(60 * resolve.load("running", "train").checkpoint_minutes)
         try:
             curve = loop.train(
-                model, phases, cfg.recipe, cfg.seed, checkpoints, fingerprint, on_step, terminated, together
+                model, phases, cfg.recipe, cfg.seed, checkpoints, fingerprint, on_step, terminated, due, together
             )
         except loop.Stopped as stopped:
             raise Terminated(f"after step {stopped.step}; the same command goes on from {stopped.path}") from None

@@ -173,10 +173,9 @@ class Recipe:
     num_processes: int = 1  # a GPU each, a share of each batch: same result to rounding, but for dropout's masks
     activation_checkpointing: bool = False  # maps are recomputed for the gradient instead of kept: less memory
     log_every: int = 20
-    checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "crop", "num_processes", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "crop", "num_processes", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}, expected 1 or more")
         if self.batch_size < self.num_processes:

@@ -18,6 +18,7 @@ from pipeline.config.schema import (
     Prepare,
     Pretraining,
     Profile,
+    Running,
     Seed,
     Train,
     Training,
@@ -132,6 +133,7 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
         _check_seed(name, again, params, profile)
         settings["train"][name] = {**settings["train"][again.of], "seed": again.seed}
         settings["evaluate"][name] = {**settings["evaluate"][again.of], "seed": again.seed, "of": again.of}
+    settings["running"]["train"] = asdict(profile.running)
     for stage, entries in settings.items():
         for name, values in entries.items():
             made: Any = build(STAGES[stage], values, f"{where}: {stage} of {name}")
@@ -258,6 +260,10 @@ def load(stage: Literal["train"], name: str) -> Train: ...
 
 @overload
 def load(stage: Literal["evaluate"], name: str) -> Evaluate: ...
+
+
+@overload
+def load(stage: Literal["running"], name: str) -> Running: ...
 
 
 def load(stage: str, name: str) -> Any:

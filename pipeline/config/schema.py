@@ -216,6 +216,20 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Running:
+    """Settings of how trainings run, which change no byte of a result: no stage depends on them.
+
+    `checkpoint_minutes`: between two checkpoints; 0: one after each step.
+    """
+
+    checkpoint_minutes: float = 10
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.checkpoint_minutes < float("inf"):
+            raise UserError(f"checkpoint_minutes is {self.checkpoint_minutes}, expected 0 or more")
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Settings of `evaluate`. `protocols`: name in the tables -> how to test; `pictures`: how many images are kept.
 
@@ -324,7 +338,7 @@ class Profile:
     `own`: the user's own data sets. `weights`: for each backbone `seeded`, a source, a package or torchvision's name.
     `models`: experiment -> finished weights, used instead of training. `datasets`: what differs for one data
     set, under the keys `prepare`, `rendered`, `network`, `train`, `evaluate` and `phases`, which has those of its
-    `pretrain` and its `train`.
+    `pretrain` and its `train`. `running`: what changes no result.
     """
 
     title: str
@@ -343,6 +357,7 @@ class Profile:
     datasets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     own: Mapping[str, Folder] = field(default_factory=dict)
     mirror: tuple[str, ...] = ()
+    running: Running = Running()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
@@ -357,6 +372,7 @@ STAGES: Mapping[str, type] = {
     "weights": Weights,
     "train": Train,
     "evaluate": Evaluate,
+    "running": Running,
 }
 
 # Names of pydantic's union members, which are not keys.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,20 @@ from refinenet.atomic import atomic_file
 
 _DIGEST = 32  # bytes
 _BLOCK = 1 << 20
+
+
+def due_every(seconds: float) -> Callable[[], bool]:
+    """Return a function that is True at its first call after each `seconds` seconds; 0: at every call."""
+    last = time.monotonic()
+
+    def due() -> bool:
+        nonlocal last
+        if (now := time.monotonic()) - last < seconds:
+            return False
+        last = now
+        return True
+
+    return due
 
 
 def newest(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]] | None:

@@ -39,16 +39,19 @@ class ProcessGroup:
             dist.all_reduce(values)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Return whether `flag` was set in any process in the call before: one call late, so that no process waits."""
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return of each flag whether it was set in any process in the call before.
+
+        One call late, so that no process waits; but all hear the same at the same step.
+        """
         if self.world == 1:
-            return flag
-        anywhere = False
+            return flags
+        anywhere = (False,) * len(flags)
         if self._asked:
             answer, work = self._asked
             work.wait()
-            anywhere = bool(answer.item())
-        answer = torch.tensor(float(flag))  # on the host, over gloo: no device is waited for
+            anywhere = tuple(count > 0 for count in answer.tolist())
+        answer = torch.tensor([float(flag) for flag in flags])  # on the host, over gloo: no device is waited for
         work = dist.all_reduce(answer, async_op=True)
         assert work is not None
         self._asked = answer, work

@@ -85,6 +85,7 @@ def train(
     fingerprint: str,
     on_step: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
+    due: Callable[[], bool] = lambda: False,
     processes: ProcessGroup | None = None,
 ) -> list[Point]:
     """Train `model` in place and return the curve.
@@ -99,6 +100,8 @@ def train(
         fingerprint: digest of everything that the result depends on.
         on_step: called after each step.
         stop: polled after each step; True: write a checkpoint and raise Stopped.
+        due: polled after each step, in the first process; True: write a checkpoint. One is always written at the end.
+            At which steps does not change the result.
         processes: each computes its share of every batch; the first one writes checkpoints.
 
     Raises:
@@ -119,7 +122,7 @@ def train(
         begin = 0
         for number, phase in enumerate(phases):
             if run.state.step < begin + phase.steps:
-                run.phase(number, begin, phase, on_step, stop, last=number == len(phases) - 1)
+                run.phase(number, begin, phase, on_step, stop, due, last=number == len(phases) - 1)
             begin += phase.steps
         run.processes.barrier()
     model.eval()
@@ -140,7 +143,6 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
-        self.saved = 0
 
     def phase(
         self,
@@ -149,6 +151,7 @@ class _Run:
         phase: Phase,
         on_step: Callable[[Progress], None],
         stop: Callable[[], bool],
+        due: Callable[[], bool],
         last: bool,
     ) -> None:
         """Run the remaining steps of a phase."""
@@ -181,12 +184,13 @@ class _Run:
                     point = Point(state.step, float(self._checked(crops)[:, 0].double().mean()), lr)
                     state.curve.append(point)
                     state.pending.clear()
-                done = last and state.step == end
-                if state.step - self.saved >= recipe.checkpoint_every or done:
-                    self.save(crops)
                 on_step(Progress(state.step, point))
-                if self.processes.any(stop()) and not done:
+                done = last and state.step == end
+                # All processes save after the same step: the losses in a checkpoint are a sum over all of them.
+                stopping, saving = self.processes.any(stop(), self.processes.first and due())
+                if stopping or saving or done:
                     path = self.save(crops)
+                if stopping and not done:
                     self.store.wait()
                     self.processes.barrier()
                     raise Stopped(state.step, path)
@@ -235,7 +239,6 @@ class _Run:
         """Start to write a checkpoint (first process only). Raises UserError where a loss or gradient is not finite."""
         state, path = self.state, self.store.path(self.state.step)
         pending = self._checked(crops)
-        self.saved = state.step
         if not self.processes.first:
             return path
 
@@ -273,7 +276,6 @@ class _Run:
         pending = content["pending"] * torch.tensor([float(self.processes.first), 1.0])
         curve = [Point(*row) for row in content["curve"]]
         self.state = _State(step, curve, list(pending), content["optimiser"], content["phase"])
-        self.saved = step
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

@@ -35,7 +35,7 @@ def test_learning_trains_scores_and_shows(tmp_path: Path) -> None:
                 writer.add(f"{split}{index}", rng.integers(0, 256, (64, 80, 3), dtype=np.uint8), label)
     profile = yaml.safe_load((ROOT / "profiles/learning.yaml").read_text())
     voc = profile["datasets"]["voc"]
-    voc["train"] |= {"batch_size": 2, "crop": 48, "log_every": 1, "checkpoint_every": 1}
+    voc["train"] |= {"batch_size": 2, "crop": 48, "log_every": 1}
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
     torch.manual_seed(0)
     net = RefineNet(21, backbone="timm:tf_efficientnet_lite0", **voc["network"])

@@ -348,7 +348,8 @@ def test_read_only_output_folder(project: Path) -> None:
 
 def train_until_a_checkpoint(checkpoints: Path) -> subprocess.Popen[str]:
     """Start a training that takes longer than anybody waits; it has written its first checkpoint."""
-    use("tiny", {**TINY, "train": {**TINY["train"], "steps": 100_000, "log_every": 1, "checkpoint_every": 1}})
+    train = {**TINY["train"], "steps": 100_000, "log_every": 1}
+    use("tiny", {**TINY, "train": train, "running": {"checkpoint_minutes": 0}})
     # A caught signal is the default one again in a new program, an ignored one (pytest in the background) is not.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -28,11 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "person-res50"
 
 
-def configure(folder: Path, **train: Any) -> None:
+def configure(folder: Path, checkpoint_minutes: float = 10, **train: Any) -> None:
     """Write the folder's settings.json with these changes of the recipe."""
-    recipe = {"steps": 40, "batch_size": 2, "crop": 48, "log_every": 4, "checkpoint_every": 50, "warmup": 0, **train}
+    recipe = {"steps": 40, "batch_size": 2, "crop": 48, "log_every": 4, "warmup": 0, **train}
     rendered = {"train": 4, "val": 2, "height": 64, "width": 80}
     tiny = {"base": "mini", "rendered": rendered, "train": recipe, "dtype": "float32"}
+    tiny["running"] = {"checkpoint_minutes": checkpoint_minutes}
     (folder / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(tiny))
     settings.run()
 
@@ -82,7 +83,7 @@ def test_two_processes_do_as_one_and_stop_as_one(folder: Path) -> None:
     for left, right in pairs:
         assert [float(x) for x in left.split(",")] == pytest.approx([float(x) for x in right.split(",")], abs=1e-3)
 
-    configure(folder, num_processes=2, checkpoint_every=1)
+    configure(folder, 0, num_processes=2)
     process = start(folder)
     checkpoints = folder / "checkpoints" / NAME
     while not any(checkpoints.glob("step-*.pt")):

@@ -23,7 +23,8 @@ TRAININGS = ("voc-res101", "voc-res152")
 PROFILE = """
 base: mini
 rendered: {train: 4, val: 2, height: 64, width: 80}
-train: {steps: 150, batch_size: 2, crop: 48, log_every: 7, checkpoint_every: 1, warmup: 0}
+train: {steps: 150, batch_size: 2, crop: 48, log_every: 7, warmup: 0}
+running: {checkpoint_minutes: 0}
 datasets: {voc: {phases: {pretrain: [], train: []}}}
 """
 # Of a machine where nothing takes long: the profile's are for a cluster's. Without a database only squeue knows states.

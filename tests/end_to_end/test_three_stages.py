@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
     "base": "mini",
     "dtype": "float32",
     "rendered": {"train": 5, "val": 2, "height": 64, "width": 80},
-    "train": {"batch_size": 2, "crop": 48, "log_every": 1, "checkpoint_every": 2, "warmup": 0},
+    "train": {"batch_size": 2, "crop": 48, "log_every": 1, "warmup": 0},
     "datasets": {
         "voc": {
             "phases": {

@@ -18,7 +18,7 @@ TINY = """\
 base: mini
 title: the smallest that goes through all stages
 rendered: {train: 6, val: 3, height: 64, width: 80}
-train: {batch_size: 2, crop: 48, log_every: 1, checkpoint_every: 3}
+train: {batch_size: 2, crop: 48, log_every: 1}
 datasets: {voc: {train: {steps: 6}}}
 """
 

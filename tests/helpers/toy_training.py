@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,6 @@ RECIPE = Recipe(
     lr=0.01,
     init="scaled",
     log_every=2,
-    checkpoint_every=3,
     grad_clip=1.0,
 )
 
@@ -57,6 +57,12 @@ def weights(net: RefineNet) -> bytes:
     return b"".join(v.detach().contiguous().numpy().tobytes() for v in net.state_dict().values())
 
 
+def after_steps(count: int) -> Callable[[], bool]:
+    """A checkpoint is due after every `count` steps."""
+    steps = itertools.count(1)
+    return lambda: next(steps) % count == 0
+
+
 def run(
     images: Samples | list[Phase],
     folder: Path,
@@ -64,13 +70,14 @@ def run(
     stop_at: int | None = None,
     fingerprint: str = "f",
     stop: Callable[[], bool] = lambda: False,
+    every: int = 3,
 ) -> tuple[bytes, list[Point]]:
-    """Train; `stop_at` ends it as a kill would, after that step. Weights, and the curve."""
+    """Train; `stop_at` ends it as a kill would, after that step; a checkpoint `every` steps. Weights, and the curve."""
     net = model()
 
     def on_step(progress: Progress) -> None:
         if progress.step == stop_at:
             raise KeyboardInterrupt
 
-    curve = train(net, images, recipe, 0, folder, fingerprint, on_step, stop)
+    curve = train(net, images, recipe, 0, folder, fingerprint, on_step, stop, after_steps(every))
     return weights(net), curve

@@ -26,7 +26,7 @@ rendered: {train: 4, val: 2, height: 48, width: 64}
 datasets:
   voc:
     phases: {pretrain: [], train: []}
-    train: {steps: 2, batch_size: 2, crop: 32, log_every: 1, checkpoint_every: 1}
+    train: {steps: 2, batch_size: 2, crop: 32, log_every: 1}
     evaluate: {protocols: {single: {scales: [1.0]}, multi: {scales: [1.0]}}}
 """
 

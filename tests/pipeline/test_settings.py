@@ -187,6 +187,21 @@ def test_written_and_loaded(project: Path) -> None:
         resolve.load("train", "voc-res18")
 
 
+def test_what_changes_no_result_is_in_no_setting_of_a_stage(project: Path) -> None:
+    """So nothing is repeated, and no checkpoint is thrown away, because somebody wants more of them."""
+    before = resolve.resolve()
+    edit("profiles/mini.yaml", running={"checkpoint_minutes": 0.5})
+    after = resolve.resolve()
+    assert {stage for stage in after if after[stage] != before[stage]} == {"running"}
+    settings.run()
+    assert resolve.load("running", "train").checkpoint_minutes == 0.5
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert "running" not in json.dumps([stage.get("do", stage).get("params") for stage in graph.values()])
+    edit("profiles/mini.yaml", running={"checkpoint_minutes": -1})
+    with pytest.raises(UserError, match=r"mini\.yaml: .*checkpoint_minutes is -1.*, expected 0 or more"):
+        resolve.resolve()
+
+
 MISTAKES = {
     "unknown key": ({"profil": "mini"}, {}, r"params\.yaml: unknown key profil"),
     "no such profile": (

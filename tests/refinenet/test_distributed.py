@@ -26,7 +26,7 @@ SCRIPT = f"""
 import os, sys, torch
 from dataclasses import replace
 from pathlib import Path
-from toy_training import RECIPE, model
+from toy_training import RECIPE, after_steps, model
 from refinenet.data.split import Split
 from refinenet.training.distributed import processes
 from refinenet.training.loop import Stopped, train
@@ -34,11 +34,13 @@ from refinenet.training.loop import Stopped, train
 folder = Path(sys.argv[1])
 with processes(torch.device("cpu")) as together:
     asked = [False]
+    # What process 1 holds to be due does not count.
+    due = {{0: after_steps(4), 1: lambda: True}}
     def go(name, batch, on_step=lambda progress: None):
         net = model(dropout=0.0)
         recipe = replace(RECIPE, batch_size=batch, steps={STEPS}, log_every=6)
         curve = train(net, Split(folder / "image.arrow"), recipe, 0, folder / name, "f", on_step,
-                      lambda: asked[0], together)
+                      lambda: asked[0], due.get(together.rank, bool), together)
         torch.save((net.state_dict(), [(p.step, p.loss) for p in curve]), folder / f"{{name}}-{{together.rank}}.out")
     go("four", 4)
     go("three", 3)
@@ -47,6 +49,8 @@ with processes(torch.device("cpu")) as together:
     try:
         go("stopped", 4, on_step)
     except Stopped as stopped:
+        kept = sorted(path.name for path in (folder / "stopped").glob("*.pt"))
+        (folder / f"kept-{{together.rank}}").write_text(" ".join(kept))
         (folder / f"stopped-{{together.rank}}").write_text(str(stopped.step))
     asked[0] = False
     go("stopped", 4)
@@ -82,6 +86,8 @@ def test_two_processes_equal_one_with_the_same_batches(folder: Path, name: str, 
 
 def test_all_stop_at_one_step_and_go_on_in_the_same_bytes(folder: Path) -> None:
     assert (folder / "stopped-0").read_text() == (folder / "stopped-1").read_text() == "8"
+    # The first process alone decides when a checkpoint is due; all hear of it one step later.
+    assert (folder / "kept-0").read_text() == (folder / "kept-1").read_text() == "step-000000005.pt step-000000008.pt"
     for rank in (0, 1):
         weights, points = torch.load(folder / f"stopped-{rank}.out", weights_only=True)
         whole, wanted = torch.load(folder / f"four-{rank}.out", weights_only=True)

@@ -25,6 +25,7 @@ from refinenet.training import checkpoints
 from refinenet.training.loop import Phase, Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
+EACH_STEP = {"running": {"checkpoint_minutes": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +59,11 @@ def test_interrupted_anywhere_ends_in_the_same_bytes(split: Split, whole: Any, t
 )
 def test_every_state_is_in_a_checkpoint(split: Split, recipe: Recipe, tmp_path: Path) -> None:
     """Moments of AdamW, the order of maps in memory, random states inside recomputed parts."""
-    recipe = replace(recipe, steps=4, checkpoint_every=2)
+    recipe = replace(recipe, steps=4)
     whole = run(split, tmp_path / "whole", recipe)
     with pytest.raises(KeyboardInterrupt):
-        run(split, tmp_path / "parts", recipe, stop_at=3)
+        run(split, tmp_path / "parts", recipe, stop_at=3, every=2)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["step-000000002.pt"]
     assert run(split, tmp_path / "parts", recipe) == whole
 
 
@@ -72,10 +74,11 @@ def test_phases_go_on_where_they_were(split: Split, tmp_path: Path) -> None:
     whole = run(phases, tmp_path / "whole", recipe)
     assert [point.step for point in whole[1]] == [2, 3, 4, 6]
     assert [point.lr for point in whole[1]] == pytest.approx([0.01, 0.001, 0.004, 0.0004])
-    for stop in (3, 5):  # right between the two, where no momentum is carried on, and within the second
+    for every in (3, 4):  # right between the two, where no momentum is carried on, and within the second
         with pytest.raises(KeyboardInterrupt):
-            run(phases, tmp_path / str(stop), recipe, stop_at=stop)
-        assert run(phases, tmp_path / str(stop), recipe) == whole
+            run(phases, tmp_path / str(every), recipe, stop_at=5, every=every)
+        assert [path.name for path in (tmp_path / str(every)).iterdir()] == [f"step-00000000{every}.pt"]
+        assert run(phases, tmp_path / str(every), recipe) == whole
 
 
 def test_asked_to_stop_it_leaves_a_checkpoint(split: Split, whole: Any, tmp_path: Path) -> None:
@@ -131,6 +134,18 @@ def test_two_are_kept_and_errors_of_the_disk_are_told(tmp_path: Path) -> None:
         store.save(1, dict)
 
 
+def test_due_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[-1])
+    due, each = checkpoints.due_every(60), checkpoints.due_every(0)
+    found = []
+    for now in (100, 159, 160, 161, 230, 289, 290):
+        clock.append(now)
+        found.append(due())
+        assert each()
+    assert found == [False, False, True, False, True, False, True]
+
+
 def test_what_is_being_written_does_not_change_with_the_next_step(tmp_path: Path) -> None:
     weight = torch.zeros(1000)
     with checkpoints.Store(tmp_path) as store:
@@ -147,9 +162,9 @@ def trainable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "profiles", folder / "profiles")
     params = yaml.safe_load((folder / "params.yaml").read_text())
     (folder / "params.yaml").write_text(yaml.safe_dump({**params, "profile": "tiny"}))
-    train = {"steps": 100, "batch_size": 2, "crop": 48, "log_every": 7, "checkpoint_every": 1, "warmup": 0}
+    train = {"steps": 100, "batch_size": 2, "crop": 48, "log_every": 7, "warmup": 0}
     rendered = {"train": 4, "val": 2, "height": 64, "width": 80}
-    tiny = {"base": "mini", "rendered": rendered, "train": train, "network": {"dropout": 0.5}}
+    tiny = {"base": "mini", "rendered": rendered, "train": train, "network": {"dropout": 0.5}, **EACH_STEP}
     (folder / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(tiny))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

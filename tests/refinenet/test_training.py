@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from toy_training import RECIPE, model, run, weights, write
+from toy_training import RECIPE, after_steps, model, run, weights, write
 
 from refinenet import RefineNet
 from refinenet.config import Recipe
@@ -181,9 +181,9 @@ def test_gradient_that_is_not_finite_names_step_images_and_checkpoint(split: Spl
         return gradient * float("inf") if steps == 4 else gradient
 
     net.classifier.weight.register_hook(spoil)
-    recipe = replace(RECIPE, log_every=7, checkpoint_every=3)
+    recipe = replace(RECIPE, log_every=7)
     with pytest.raises(UserError, match=r"gradient is (nan|inf) in step 4 on image\d.*step-000000003.pt"):
-        train(net, split, recipe, 0, tmp_path, "f")
+        train(net, split, recipe, 0, tmp_path, "f", due=after_steps(3))
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000003.pt"]
 
 
@@ -214,7 +214,7 @@ def test_host_does_not_wait_for_the_device_in_a_step(split: Split, tmp_path: Pat
     """But at the points of the curve and for a checkpoint: as often in 40 steps as in 20."""
 
     def waits(steps: int) -> int:
-        recipe = replace(RECIPE, steps=steps, log_every=steps, checkpoint_every=steps)
+        recipe = replace(RECIPE, steps=steps, log_every=steps)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
