@@ -2,9 +2,9 @@
 
 A pretraining is written to weights/<pretraining>.safetensors instead, from where experiments start. An interrupted
 training resumes from checkpoints/<experiment>/ when you repeat the command, and the result is bit-identical; a SIGTERM
-ends it with exit code 75 after a last checkpoint. With `train: {num_processes: 2}` in the profile it trains on two
-GPUs. An experiment whose finished weights the profile names (`models`) is not trained: they are converted, and the
-curve has no points.
+ends it with exit code 75 after a last checkpoint. While it runs a second start ends with exit code 73; one by an engine
+waits (pipeline/runtime/lease.py). With `train: {num_processes: 2}` in the profile it trains on two GPUs. An experiment
+whose finished weights the profile names (`models`) is not trained: they are converted, and the curve has no points.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +24,9 @@ from pipeline.config import resolve
 from pipeline.config.schema import PhaseSettings, Source, Train
 from pipeline.fetch.input_md5 import input_md5
 from pipeline.runtime import progress
-from pipeline.runtime.cli import Terminated, main, terminated
+from pipeline.runtime.cli import Terminated, by_an_engine, main, terminated
 from pipeline.runtime.device_load import device_load
+from pipeline.runtime.lease import only_one, unchanged_since
 from pipeline.runtime.machine import check_training
 from pipeline.tracking import track
 from refinenet.atomic import atomic_file
@@ -48,16 +49,55 @@ def run(name: str) -> None:
         skip_pretraining(name, start)
         return
     check_training(name, resolve.everything())
-    if cfg.recipe.num_processes > 1 and "WORLD_SIZE" not in os.environ:
-        from pipeline.runtime.torchrun import together as launch
+    plan = Plan(name, cfg)
+    if not start.is_file():
+        raise UserError(f"{start}: no such file; `python -m pipeline.weights {start.stem}` makes it")
 
-        launch("pipeline.train", name, cfg.recipe.num_processes, cfg.device)
+    import torch
+
+    versions = {"torch": torch.__version__, "device": cfg.device}
+    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
+        train(plan, versions, "")  # the first process holds the lease, checks and writes
         return
-    stretches = cfg.phases or (PhaseSettings(((cfg.data, "train"),), cfg.recipe.steps),)
-    parts = {(data, split): Split(Path("data") / data / f"{split}.arrow") for p in stretches for data, split in p.parts}
-    schema = Split(Path("data") / cfg.data / "train.arrow").schema
-    ConcatSplits([Split(Path("data") / cfg.data / "train.arrow"), *parts.values()])  # raises where classes differ
+    # A digest of everything that the result depends on: training resumes only from a checkpoint with the same one.
+    digests = {str(path): input_md5(path) for path in plan.inputs.values()}
+    payload = json.dumps([asdict(cfg), digests, versions], sort_keys=True)
+    fingerprint = hashlib.sha256(payload.encode()).hexdigest()
+    # An engine's second start, after its first died, waits for the first one's training instead of failing.
+    lease = only_one(Path("checkpoints") / f"{name}.lease", name, fingerprint, wait=by_an_engine())
+    unchanged = unchanged_since([plan.target, Path("curves") / f"{name}.csv"])
+    with lease as waited_for:
+        if waited_for == fingerprint and not unchanged():
+            print(f"{name}: trained by the process that was waited for")
+        elif cfg.recipe.num_processes > 1 and "WORLD_SIZE" not in os.environ:
+            from pipeline.runtime.torchrun import together as launch
 
+            launch("pipeline.train", name, cfg.recipe.num_processes, cfg.device)
+        else:
+            train(plan, versions, fingerprint)
+
+
+class Plan:
+    """What a training reads and writes. Raises UserError where prepared data is missing or its classes differ."""
+
+    def __init__(self, name: str, cfg: Train) -> None:
+        self.name, self.cfg = name, cfg
+        self.start = Path("weights") / f"{cfg.start}.safetensors"
+        self.target = Path(cfg.target) / f"{name}.safetensors"
+        self.phases = cfg.phases or (PhaseSettings(((cfg.data, "train"),), cfg.recipe.steps),)
+        used = [part for phase in self.phases for part in phase.parts]
+        self.parts = {(data, split): Split(Path("data") / data / f"{split}.arrow") for data, split in used}
+        first = Split(Path("data") / cfg.data / "train.arrow")
+        self.schema = first.schema
+        ConcatSplits([first, *self.parts.values()])  # raises where classes differ
+        names = sorted({data for data, _ in self.parts})
+        self.inputs = {
+            "training data" if len(names) == 1 else f"training data, {data}": Path("data") / data for data in names
+        } | {"initial weights": self.start}
+
+
+def train(plan: Plan, versions: Mapping[str, str], fingerprint: str) -> None:
+    """Train in this process and, under torchrun, the others of its group; the first one writes the results."""
     import torch
 
     from refinenet.device import repeatable_device
@@ -68,29 +108,21 @@ def run(name: str) -> None:
     from refinenet.training.initial import load_initial_weights
     from refinenet.training.step import step_bytes
 
+    name, cfg = plan.name, plan.cfg
     device = repeatable_device(cfg.device, cfg.seed, cfg.threads)
-    model = RefineNet(len(schema.classes), **cfg.network)
-    phases = [loop.Phase(ConcatSplits([parts[part] for part in p.parts]), p.steps, p.lr) for p in stretches]
-    load_initial_weights(start, model, phases[0].images, cfg.recipe, cfg.seed)
+    model = RefineNet(len(plan.schema.classes), **cfg.network)
+    phases = [loop.Phase(ConcatSplits([plan.parts[part] for part in p.parts]), p.steps, p.lr) for p in plan.phases]
+    load_initial_weights(plan.start, model, phases[0].images, cfg.recipe, cfg.seed)
     model.to(device)
     steps = sum(phase.steps for phase in phases)
 
-    used = sorted({data for data, _ in parts})
-    inputs = {"training data" if len(used) == 1 else f"training data, {data}": Path("data") / data for data in used}
-    inputs["initial weights"] = start
-    versions = {"torch": torch.__version__, "device": cfg.device}
     params = {**cfg.network, **asdict(cfg.recipe), "profile": cfg.profile, "seed": cfg.seed, **versions}
     checkpoints = Path("checkpoints") / name
-    target = Path(cfg.target) / f"{name}.safetensors"
     with (
         processes(device) as together,
-        track("train", name, cfg.data, params, inputs, checkpoints) as log,
+        track("train", name, cfg.data, params, plan.inputs, checkpoints) as log,
         progress.bar(name, "image", total=steps * cfg.recipe.batch_size, disable=not together.first) as bar,
     ):
-        # A digest of everything that the result depends on: training resumes only from a checkpoint with the same one.
-        digests = {str(path): input_md5(path) for path in inputs.values()} if together.first else {}
-        payload = json.dumps([asdict(cfg), digests, versions], sort_keys=True)
-        fingerprint = hashlib.sha256(payload.encode()).hexdigest()
         if device.type == "cpu" and together.first:
             log.scores({"activation_bytes": step_bytes(model, cfg.recipe)})
         before, at = 0, time.perf_counter()
@@ -117,9 +149,9 @@ def run(name: str) -> None:
         except loop.Stopped as stopped:
             raise Terminated(f"after step {stopped.step}; the same command goes on from {stopped.path}") from None
         about = {
-            "dataset": schema.dataset,
-            "classes": schema.classes,
-            "palette": schema.palette,
+            "dataset": plan.schema.dataset,
+            "classes": plan.schema.classes,
+            "palette": plan.schema.palette,
             "input_scale": cfg.recipe.input_scale,
             "short_edge": cfg.recipe.short_edge,
             "profile": cfg.profile,
@@ -127,8 +159,8 @@ def run(name: str) -> None:
         }
         if together.first:
             write_curve(name, curve)
-            save(model, target, about, getattr(torch, cfg.dtype))
-            log.wrote(target)
+            save(model, plan.target, about, getattr(torch, cfg.dtype))
+            log.wrote(plan.target)
     if together.first:
         shutil.rmtree(checkpoints, ignore_errors=True)
 

@@ -30,6 +30,12 @@ _OF_THE_DISK = (
 # EX_TEMPFAIL of sysexits.h: no error, the same command resumes. No shell or signal gives this code (143 is also that of
 # a process without a handler), so that a scheduler can recognise it (SLURM: RequeueExit=75).
 EXIT_TRY_AGAIN = 75
+# EX_CANTCREAT: another process writes what this one would (pipeline/runtime/lease.py).
+EXIT_HELD = 73
+
+
+class HeldError(UserError):
+    """Another process is at work on the same; its text says who and since when."""
 
 
 class Terminated(BaseException):
@@ -81,10 +87,13 @@ def _listen(graceful: bool) -> None:
 def run_cli(run: Callable[[], None]) -> int:
     """Run `run` and return the exit code; an error that the user can fix is one line on stderr and 1.
 
-    Ctrl-C gives 130, Terminated EXIT_TRY_AGAIN.
+    Ctrl-C gives 130, Terminated EXIT_TRY_AGAIN, HeldError EXIT_HELD.
     """
     try:
         run()
+    except HeldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_HELD
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -123,6 +132,11 @@ def dvc_targets() -> list[str] | None:
     words = _of_process(engine, "cmdline").split("\0")[:-1] if (engine := _engine()) else []
     at = words.index("repro") if "repro" in words else 0
     return [word for word in words[at + 1 :] if not word.startswith("-")] if at else None
+
+
+def by_an_engine() -> bool:
+    """Return whether DVC or Snakemake started this process, for which a failed stage is the end of many others."""
+    return "PIPELINE_ENGINE" in os.environ or "DVC_STAGE" in os.environ
 
 
 def _of_process(process: int, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file
 from pipeline import download, preflight, prepare, settings, weights
 from pipeline.config import resolve
 from pipeline.graph import Stage
-from pipeline.runtime.cli import EXIT_TRY_AGAIN
+from pipeline.runtime.cli import EXIT_HELD, EXIT_TRY_AGAIN
 from refinenet import device
 from refinenet.config import Recipe
 from refinenet.errors import UserError
@@ -89,12 +90,21 @@ def test_two_processes_do_as_one_and_stop_as_one(folder: Path) -> None:
     while not any(checkpoints.glob("step-*.pt")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
+    lease = json.loads(checkpoints.with_suffix(".lease").read_text())
+    assert lease["pid"] == process.pid, "one lease for all of them, of the stage"
+    os.killpg(process.pid, signal.SIGSTOP)  # so that they are not done before the second has looked
+    second = start(folder)
+    _, told = second.communicate(timeout=200)
+    assert second.returncode == EXIT_HELD, told
+    assert told.startswith(f"error: {NAME} is already being trained, by process {process.pid} on ")
+    os.killpg(process.pid, signal.SIGCONT)
     os.killpg(process.pid, signal.SIGTERM)  # what a scheduler does: to the stage and to both processes
     _, told = process.communicate(timeout=200)
     assert process.returncode == EXIT_TRY_AGAIN, told
     assert "the same command goes on from checkpoints/" in told
     assert "Traceback" not in told
     assert any(checkpoints.glob("step-*.pt"))
+    assert not checkpoints.with_suffix(".lease").exists()
     assert finish(folder)[2] == whole
 
 

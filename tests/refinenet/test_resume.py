@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import yaml
 from toy_training import RECIPE, run, write
 
 from pipeline import download, prepare, settings, weights
-from pipeline.runtime.cli import EXIT_TRY_AGAIN
+from pipeline.runtime.cli import EXIT_HELD, EXIT_TRY_AGAIN
 from refinenet.config import Recipe
 from refinenet.data.split import Split
 from refinenet.training import checkpoints
@@ -175,18 +176,18 @@ def trainable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stage(folder: Path) -> subprocess.Popen[str]:
-    """The real stage; a RANK other than 0 leaves MLflow out."""
+def stage(folder: Path, **more: str) -> subprocess.Popen[str]:
+    """The real stage; a RANK other than 0 leaves MLflow out. `more`: environment variables."""
     unset = ("DVC_STAGE", "PIPELINE_ENGINE", "WORLD_SIZE", "LOCAL_RANK")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
-    environment |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", "RANK": "1"}
+    environment |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", "RANK": "1", **more}
     command = [sys.executable, "-m", "pipeline.train", "person-res50"]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def result(folder: Path) -> tuple[bytes, bytes]:
     """The weights and the curve of a training that ended well, which leaves no checkpoint."""
-    assert not (folder / "checkpoints" / "person-res50").exists()
+    assert not any((folder / "checkpoints").iterdir())
     model, curve = folder / "models" / "person-res50.safetensors", folder / "curves" / "person-res50.csv"
     return model.read_bytes(), curve.read_bytes()
 
@@ -243,3 +244,56 @@ def test_stage_killed_twenty_times_ends_in_the_same_bytes(trainable: Path, tmp_p
     assert process.returncode == EXIT_TRY_AGAIN, told
     assert "the same command goes on from checkpoints/person-res50/step-" in told
     assert finish(folder) == whole
+
+
+@pytest.mark.slow
+def test_a_second_start_never_writes_beside_the_first(trainable: Path, tmp_path: Path) -> None:
+    """Refused by hand; by an engine it waits for the first, takes over when that is killed, or takes what it made."""
+    for name in ("whole", "twice"):
+        shutil.copytree(trainable, tmp_path / name)
+    whole = finish(tmp_path / "whole")
+    folder = tmp_path / "twice"
+    checkpoints, model = folder / "checkpoints" / "person-res50", folder / "models" / "person-res50.safetensors"
+
+    def begin() -> subprocess.Popen[str]:
+        process = stage(folder)
+        while process.poll() is None and not any(checkpoints.glob("step-*.pt")):
+            time.sleep(0.01)
+        assert process.poll() is None, process.communicate()[1]
+        process.send_signal(signal.SIGSTOP)  # so that it is not done before the others have looked
+        return process
+
+    def waiting() -> subprocess.Popen[str]:
+        process = stage(folder, PIPELINE_ENGINE=str(os.getpid()))
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith(f"person-res50: waits for process {first.pid} on "), line
+        return process
+
+    first = begin()
+    before = {path.name: path.read_bytes() for path in checkpoints.parent.rglob("*") if path.is_file()}
+    second = stage(folder)
+    _, told = second.communicate(timeout=200)
+    assert second.returncode == EXIT_HELD
+    assert told.startswith(f"error: person-res50 is already being trained, by process {first.pid} on ")
+    assert told.count("\n") == 1
+    third = waiting()
+    assert {path.name: path.read_bytes() for path in checkpoints.parent.rglob("*") if path.is_file()} == before
+    first.kill()
+    first.communicate()
+    _, told = third.communicate(timeout=600)
+    assert third.returncode == 0, told
+    assert f"process {first.pid} on " in told
+    assert "has ended; taken over" in told
+    assert result(folder) == whole
+
+    model.unlink()
+    first = begin()
+    third = waiting()
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(600) == 0
+    made = model.stat()
+    _, told = third.communicate(timeout=200)
+    assert third.returncode == 0, told
+    assert (model.stat().st_ino, model.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns), "trained again"
+    assert result(folder) == whole
