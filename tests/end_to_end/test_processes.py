@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -64,6 +65,17 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
+def children(parent: int) -> list[int]:
+    """The Python processes that a process has started and that run."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, _, rest = (folder / "stat").read_text().rpartition(")")
+            if int(rest.split()[1]) == parent and "(python" in name:
+                found.append(int(folder.name))
+    return found
+
+
 def finish(folder: Path) -> tuple[Mapping[str, Any], str, bytes]:
     """Run it to its end: weights, curve, the weights' bytes."""
     process = start(folder)
@@ -92,12 +104,16 @@ def test_two_processes_do_as_one_and_stop_as_one(folder: Path) -> None:
         time.sleep(0.02)
     lease = json.loads(checkpoints.with_suffix(".lease").read_text())
     assert lease["pid"] == process.pid, "one lease for all of them, of the stage"
-    os.killpg(process.pid, signal.SIGSTOP)  # so that they are not done before the second has looked
+    together = [process.pid, *children(process.pid)]  # torchrun gives each a process group of its own
+    assert len(together) == 3
+    for one in together:
+        os.kill(one, signal.SIGSTOP)  # so that they are not done before the second has looked
     second = start(folder)
     _, told = second.communicate(timeout=200)
     assert second.returncode == EXIT_HELD, told
     assert told.startswith(f"error: {NAME} is already being trained, by process {process.pid} on ")
-    os.killpg(process.pid, signal.SIGCONT)
+    for one in together:
+        os.kill(one, signal.SIGCONT)
     os.killpg(process.pid, signal.SIGTERM)  # what a scheduler does: to the stage and to both processes
     _, told = process.communicate(timeout=200)
     assert process.returncode == EXIT_TRY_AGAIN, told

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -43,13 +45,25 @@ def test_profiles_name_options_that_exist() -> None:
             assert f"--{key}" in known or (key.startswith(f"{plugin}-") and not installed), f"{name}: {key}"
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def skip_without_slurm() -> None:
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         pytest.skip("snakemake-executor-plugin-slurm is not installed")
     if absent := one_machine_slurm.missing():
         pytest.skip(f"no SLURM here ({', '.join(absent)}: not found; Debian has them in slurm-wlm and munge)")
-    with one_machine_slurm.cluster(tmp_path_factory.mktemp("slurm")) as more:
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
+    skip_without_slurm()
+    with one_machine_slurm.cluster(tmp_path / "slurm") as more:
+        yield more
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Each node has a place for two trainings."""
+    skip_without_slurm()
+    with one_machine_slurm.cluster(tmp_path / "slurm", gpus=2, cpus=16) as more:
         yield more
 
 
@@ -175,3 +189,64 @@ def test_a_training_that_was_warned_is_begun_again(tmp_path: Path, slurm: dict[s
     wait(lambda: told(job)["JobState"] == "COMPLETED")
     for path in (f"models/{name}.safetensors", f"curves/{name}.csv"):
         assert (project / path).read_bytes() == (whole / path).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.services
+def test_a_dead_head_is_followed_by_another_and_nothing_is_written_twice(tmp_path: Path, roomy: dict[str, str]) -> None:
+    """It submits both running trainings again; those wait for the first ones, which go on to their end."""
+    project, alone = tmp_path / "project", tmp_path / "alone"
+    for folder in (project, alone):
+        folder.mkdir()
+        small_project.make(folder, PROFILE)
+    path = f"{project}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
+    environment = small_project.environment(project, OMP_NUM_THREADS="1", PYTHONPATH=path, **roomy)
+    models = [f"models/{name}.safetensors" for name in TRAININGS]
+    command = ["snakemake", *models, "--profile", "profiles/snakemake/slurm", "--cores", "2", *QUICK.split()]
+    command += ["--set-resources", *(f"train_{name.replace('-', '_')}:gpu=1" for name in TRAININGS)]
+    leases = [project / "checkpoints" / f"{name}.lease" for name in TRAININGS]
+    stages = [project / ".snakemake" / "stages" / f"train_{name.replace('-', '_')}.log" for name in TRAININGS]
+
+    def head(log: Path) -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            return subprocess.Popen(command, cwd=project, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+    first = head(tmp_path / "first")
+    pids: list[int] = []
+    try:
+        until(
+            lambda: all(lease.is_file() and any(lease.with_suffix("").glob("step-*.pt")) for lease in leases),
+            first,
+            tmp_path / "first",
+        )
+        before = [lease.read_bytes() for lease in leases]
+        pids += [int(json.loads(text)["pid"]) for text in before]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)  # so that they are not done before the second head has submitted its jobs
+    finally:
+        first.kill()
+        first.wait()
+    second = head(tmp_path / "second")
+    try:
+        told = [f"{name}: waits for process {pid} on " for name, pid in zip(TRAININGS, pids, strict=True)]
+        until(
+            lambda: all(text in stage.read_text() for text, stage in zip(told, stages, strict=True)),
+            second,
+            tmp_path / "second",
+        )
+        assert [lease.read_bytes() for lease in leases] == before
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert second.wait(500) == 0, (tmp_path / "second").read_text()
+    finally:
+        second.terminate()
+        second.wait()
+    for stage, name in zip(stages, TRAININGS, strict=True):
+        assert f"{name}: trained by the process that was waited for" in stage.read_text()
+    assert not any((project / "checkpoints").iterdir())
+    small_project.call(alone, "snakemake", "--cores", "2", "--", *models)
+    for name in TRAININGS:
+        for made in (f"models/{name}.safetensors", f"curves/{name}.csv"):
+            assert (project / made).read_bytes() == (alone / made).read_bytes()
+    status = small_project.call(project, "dvc", "status", *(f"train@{name}" for name in TRAININGS))
+    assert status.stdout == "Data and pipelines are up to date.\n"

@@ -112,13 +112,13 @@ def configure(folder: Path, gpus: int = 1, cpus: int = 8) -> Path:
 
 
 @contextmanager
-def cluster(folder: Path, gpus: int = 1) -> Iterator[dict[str, str]]:
+def cluster(folder: Path, gpus: int = 1, cpus: int = 8) -> Iterator[dict[str, str]]:
     """Run a SLURM with its files in `folder`; gives the environment variables that make its commands found.
 
     RuntimeError with the last lines of the logs where the nodes do not come up within a minute.
     """
     folder = folder.resolve()
-    conf = configure(folder, gpus)
+    conf = configure(folder, gpus, cpus)
     more = {"PATH": f"{folder}/bin:{os.environ.get('PATH', '')}"}
     environment = {**os.environ, **more, "SLURM_CONF": str(conf)}
     munged = ["munged", "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket"]
