@@ -130,7 +130,7 @@ def works(params: Params, profile: Profile, where: str) -> list[Work]:
         network = json.dumps(made["network"], sort_keys=True)
         classes = len(datasets.load(training.data).CLASSES)
         adds, parameters, step = counted(network, classes, side, recipe.batch_size)
-        pixels, waiting = (0.0, 0.0) if early else tested(profile, training, recipe)
+        pixels, waiting = (0.0, 0.0) if early else tested(name, profile, training, recipe)
         found.append(
             Work(
                 name=name,
@@ -149,19 +149,14 @@ def works(params: Params, profile: Profile, where: str) -> list[Work]:
     return found
 
 
-def tested(profile: Profile, training: Training, recipe: Recipe) -> tuple[float, float]:
+def tested(name: str, profile: Profile, training: Training, recipe: Recipe) -> tuple[float, float]:
     """Pixels that go through the network in the evaluation, over all protocols and scales; seconds of the CRF."""
-    own = profile.datasets.get(training.data, {}).get("evaluate", {})
-    row = getattr(training, "evaluate", {})
-    settings = {**profile.evaluate, **own, **row}
-    protocols: dict[str, Any] = {}
-    for given in (profile.evaluate, own, row):
-        protocols |= given.get("protocols", {})
+    settings = resolve.evaluation_settings(name, training, profile)
     edges = settings.get("short_edge")
     height, width = datasets.load(training.data).TYPICAL_SIZE
     factor = Resizing(recipe.input_scale, tuple(edges) if edges else None).factor(height, width)
     views, waiting = 0.0, 0.0
-    for given in protocols.values():
+    for given in settings["protocols"].values():
         protocol = Protocol(**given)
         views += sum(scale**2 for scale in protocol.scales) * (1 + protocol.flip)
         waiting += FACTS["crf"] * protocol.crf

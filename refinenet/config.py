@@ -20,6 +20,9 @@ Precision = Literal["float32", "bfloat16"]
 
 SMALLEST_TILE = 256  # pixels a side; smaller tiles would be mostly border
 
+# The authors' epochs: fewest and most images (gen_net_opts_model_type1.m); at most the whole set.
+EPOCH = (1000, 2000)
+
 # Bottleneck units in the four stages of each ResNet.
 RESNETS: Mapping[str, tuple[int, int, int, int]] = {
     "resnet50": (3, 4, 6, 3),
@@ -189,6 +192,11 @@ class Recipe:
             )
         if not self.scales or min(self.scales) <= 0 or self.input_scale <= 0 or self.lr <= 0:
             raise UserError("train.scales, train.input_scale and train.lr must be above 0")
+
+
+def steps_of_epochs(epochs: float, images: int, batch_size: int) -> int:
+    """Return how many steps `epochs` of the authors' epochs are on a set of `images` images."""
+    return max(1, round(epochs * min(images, EPOCH[1]) / batch_size))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
 
 _OWN = ("prepare", "rendered", "network", "train", "evaluate", "phases")
+_OF_EXPERIMENT = ("network", "train", "evaluate")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -39,8 +40,12 @@ def read_params() -> Params:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `over` into a copy of `base`, key by key; where one of the two values is not a mapping, `over` wins."""
-    merged = dict(base)
+    """Merge `over` into a copy of `base`, key by key; where one of the two values is not a mapping, `over` wins.
+
+    The length of a training is given as `steps` or as `epochs`: the one of `over` takes the other's place.
+    """
+    other = {"steps": "epochs", "epochs": "steps"}
+    merged = {key: value for key, value in base.items() if other.get(key) not in over}
     for key, value in over.items():
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
@@ -73,6 +78,7 @@ def read_profile(name: str) -> tuple[Profile, str]:
         ("weights", {name: 0 for name in profile.weights if not name.startswith("timm:")}, RESNETS),
         ("datasets", profile.datasets, (*datasets.NAMES, *profile.own)),
         *((f"datasets.{data}", own, _OWN) for data, own in profile.datasets.items()),
+        *((f"experiments.{name}", own, _OF_EXPERIMENT) for name, own in profile.experiments.items()),
     ]
     for key, given, names in known:
         for unknown in sorted(given.keys() - set(names)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -26,7 +26,7 @@ from pipeline.config.schema import (
     build,
     check_folder,
 )
-from refinenet.config import Config
+from refinenet.config import Config, steps_of_epochs
 from refinenet.errors import UserError
 
 SETTINGS = Path("settings.json")
@@ -122,12 +122,11 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
     for name, experiment in params.experiments.items():
         if name in params.pretrainings:
             raise UserError(f"{PARAMS}: {name} is an experiment and a pretraining, expected two names")
-        evaluate = merge(profile.evaluate, profile.datasets.get(experiment.data, {}).get("evaluate", {}))
         settings["evaluate"][name] = {
             **common,
             "data": experiment.data,
             "input_scale": settings["train"][name]["recipe"].get("input_scale", 1.2),
-            **merge(evaluate, experiment.evaluate),
+            **evaluation_settings(name, experiment, profile),
         }
     for name, again in params.seeds.items():
         _check_seed(name, again, params, profile)
@@ -165,6 +164,41 @@ def _check_seed(name: str, again: Seed, params: Params, profile: Profile) -> Non
             raise UserError(f"{row}.{key} is {getattr(again, key)!r}, expected {getattr(experiment, key)!r}")
 
 
+def _layers(key: str, name: str, training: Training, profile: Profile) -> dict[str, Any]:
+    """Merge what the profile says under `key`: of everything, of the data set, of the experiment; then its row."""
+    merged: dict[str, Any] = dict(getattr(profile, key))
+    for over in (profile.datasets.get(training.data, {}), profile.experiments.get(name, {})):
+        merged = merge(merged, over.get(key, {}))
+    return merge(merged, getattr(training, key, {}))
+
+
+def evaluation_settings(name: str, training: Training, profile: Profile) -> dict[str, Any]:
+    """Return what the profile and a row of params.yaml say of its evaluation; a protocol set to null is left out."""
+    made = _layers("evaluate", name, training, profile)
+    return made | {"protocols": {key: one for key, one in made.get("protocols", {}).items() if one is not None}}
+
+
+def _steps(given: Mapping[str, Any], parts: Sequence[Sequence[str]], batch_size: int, where: str) -> int:
+    """Return the length of a training or phase in steps. Raises UserError where it is not given once."""
+    if ("steps" in given) == ("epochs" in given):
+        both = "both" if "steps" in given else "neither"
+        raise UserError(f"{where}: steps and epochs say how long it is and {both} is there, expected one of them")
+    if "steps" in given:
+        return given["steps"]  # type: ignore[no-any-return] - checked with the other settings
+    if not isinstance(epochs := given["epochs"], (int, float)) or epochs <= 0:
+        raise UserError(f"{where}: epochs is {epochs!r}, expected a number above 0")
+    images = 0
+    for data, split in parts:
+        counts = datasets.load(data).COUNTS if data in datasets.NAMES else {}
+        if split not in counts:
+            raise UserError(
+                f"{where}: epochs is {epochs}, but how many images {data} {split} has is not known before it is "
+                "prepared, expected steps"
+            )
+        images += counts[split]
+    return steps_of_epochs(epochs, images, batch_size)
+
+
 def training_settings(name: str, training: Training, params: Params, profile: Profile, where: str) -> dict[str, Any]:
     """Return the settings of `train` for the experiment or pretraining `name`.
 
@@ -196,10 +230,16 @@ def training_settings(name: str, training: Training, params: Params, profile: Pr
         "cascade": training.cascade,
         "pools": training.pools,
     }
-    values = {"classes": 1, **profile.network, **own.get("network", {}), **varied, **training.network}
+    known_network = {
+        **profile.network,
+        **own.get("network", {}),
+        **profile.experiments.get(name, {}).get("network", {}),
+    }
+    values = {"classes": 1, **known_network, **varied, **training.network}
     network = asdict(build(Config, values, f"{where}: network of {name}"))
     del network["classes"]
-    recipe = merge(merge(profile.train, own.get("train", {})), training.train)
+    recipe = _layers("train", name, training, profile)
+    batch_size = int(recipe.get("batch_size", 1))
     # An experiment without a pretraining trains on the whole training set, in one phase.
     phases = own.get("phases", {}).get("pretrain" if early else "train", []) if early or first else []
     allowed = {training.data, training.also} if isinstance(training, Pretraining) else {training.data}
@@ -207,7 +247,21 @@ def training_settings(name: str, training: Training, params: Params, profile: Pr
         if data not in allowed:
             raise UserError(f"{where}: phases of {name} have {data}, expected {' or '.join(sorted(allowed))}")
     if phases:
-        recipe["steps"] = sum(phase.get("steps", 0) for phase in phases)
+        phases = [
+            {**phase, "steps": _steps(phase, phase.get("parts", []), batch_size, f"{where}: phases of {name}")}
+            for phase in phases
+        ]
+        for phase in phases:
+            phase.pop("epochs", None)
+        recipe["steps"] = sum(phase["steps"] for phase in phases)
+    elif not early:
+        parts = [(training.data, training.split)]
+        recipe["steps"] = _steps(recipe, parts, batch_size, f"{where}: train of {name}")
+        if training.split != "train":
+            phases = [{"parts": parts, "steps": recipe["steps"]}]
+    else:
+        recipe.setdefault("steps", 1)  # it trains nothing
+    recipe.pop("epochs", None)
     return {
         "data": training.data,
         "start": training.start,

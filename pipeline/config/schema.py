@@ -271,10 +271,14 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A row of params.yaml: how a training differs. `network` and `train` override the profile's values."""
+    """A row of params.yaml: how a training differs. `network` and `train` override the profile's values.
+
+    `split`: of `data`, what is trained on where there are no phases.
+    """
 
     data: str
     start: str
+    split: str = "train"
     cascade: str | Cascade = "four"
     pools: int = 2
     network: Mapping[str, Any] = field(default_factory=dict)
@@ -338,7 +342,11 @@ class Profile:
     `own`: the user's own data sets. `weights`: for each backbone `seeded`, a source, a package or torchvision's name.
     `models`: experiment -> finished weights, used instead of training. `datasets`: what differs for one data
     set, under the keys `prepare`, `rendered`, `network`, `train`, `evaluate` and `phases`, which has those of its
-    `pretrain` and its `train`. `running`: what changes no result.
+    `pretrain` and its `train`. `experiments`: what differs for one of them, under `network`, `train` and `evaluate`;
+    names that params.yaml does not have are passed over. `running`: what changes no result.
+
+    How long a training or a phase is: `steps`, or `epochs` of the authors' kind (refinenet/config.py), which become
+    steps here, by the number of images that a data set officially has.
     """
 
     title: str
@@ -358,6 +366,7 @@ class Profile:
     own: Mapping[str, Folder] = field(default_factory=dict)
     mirror: tuple[str, ...] = ()
     running: Running = Running()
+    experiments: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):

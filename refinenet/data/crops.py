@@ -19,13 +19,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from refinenet.config import clamp_short_edge
+from refinenet.config import EPOCH, clamp_short_edge
 from refinenet.data.split import Array, Integers, Sample
 from refinenet.errors import UserError
 
-# The authors' epochs: fewest and most images; images that a class should have (gen_net_opts_model_type1.m).
-EPOCH = (1000, 2000)
-IMAGES_PER_CLASS = 100
+IMAGES_PER_CLASS = 100  # of an epoch: images that a class should have (gen_net_opts_model_type1.m)
 
 
 class Samples(Protocol):

@@ -68,12 +68,12 @@ def test_evaluation_and_disk_by_hand() -> None:
     params, profile, _ = cost.read("paper")
     views = 0.8**2 + (0.6**2 + 0.8**2 + 1.0**2)
     # NYUDv2: a short edge of 480 is within 450 to 600, so 1.2 times the image.
-    pixels, waiting = cost.tested(profile, params.experiments["nyud-res50"], Recipe(steps=1))
+    pixels, waiting = cost.tested("a", profile, params.experiments["nyud-res50"], Recipe(steps=1))
     assert pixels == pytest.approx(654 * 480 * 640 * 1.2**2 * views)
     assert waiting == 0
     # VOC: 375 is brought to 450 first, and the CRF's protocol is its own.
     views += 0.6**2 + 0.8**2 + 1.0**2
-    pixels, waiting = cost.tested(profile, params.experiments["voc-res101"], Recipe(steps=1))
+    pixels, waiting = cost.tested("a", profile, params.experiments["voc-res101"], Recipe(steps=1))
     assert pixels == pytest.approx(1449 * 375 * 500 * (1.2 * 450 / 375) ** 2 * views)
     assert waiting == pytest.approx(1449 * 4.4)
     size, unknown = cost.archives(profile)

@@ -13,8 +13,9 @@ import yaml
 from pipeline import datasets, settings
 from pipeline.config import resolve
 from refinenet import RefineNet
-from refinenet.config import Cascade
+from refinenet.config import Cascade, Recipe
 from refinenet.errors import UserError
+from refinenet.training.step import lr_at_step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +44,7 @@ def test_every_profile_in_the_repository_resolves(project: Path) -> None:
     for name in names:
         edit("params.yaml", profile=name)
         resolved = resolve.resolve()
-        assert len(resolved["train"]) - 2 == len(resolved["evaluate"]) == 20
+        assert len(resolved["train"]) - 2 == len(resolved["evaluate"]) == 21
         assert len(resolved["download"]) == len(resolved["prepare"]) == len(datasets.NAMES)
 
 
@@ -82,13 +83,104 @@ def test_voc_is_trained_in_three_stages(project: Path) -> None:
     # From a backbone it is one stage, on the whole training set.
     edit("params.yaml", experiments={"voc-res101": {"data": "voc", "start": "resnet101", "pools": 4}})
     alone = resolve.resolve()["train"]["voc-res101"]
-    assert (alone["phases"], alone["recipe"]["steps"]) == ([], 150000)
+    assert (alone["phases"], alone["recipe"]["steps"]) == ([], 200_000)
     # A pretraining sees no data that the graph does not give it.
     edit("params.yaml", pretrainings={"voc-res101-coco": {"data": "voc", "also": "voc", "start": "resnet101"}})
     with pytest.raises(UserError, match="phases of voc-res101-coco have coco, expected voc"):
         resolve.resolve()
     edit("params.yaml", pretrainings={"voc-res101-coco": {"data": "voc", "also": "coco", "start": "voc-res152-coco"}})
     with pytest.raises(UserError, match=r"pretrainings\.voc-res101-coco\.start is 'voc-res152-coco', expected one of"):
+        resolve.resolve()
+
+
+def test_lengths_in_epochs_of_the_authors(project: Path) -> None:
+    """An epoch is at most 2,000 images and at most the whole set, of all parts; one image a step, or a batch."""
+    edit("params.yaml", profile="paper")
+    train = resolve.resolve()["train"]
+    steps = {name: entry["recipe"]["steps"] for name, entry in train.items()}
+    assert {steps[name] for name in ("ade20k-res101", "sunrgbd-res101", "cityscapes-res101")} == {100 * 2000}
+    assert (steps["nyud-res50"], steps["person-res50"]) == (100 * 795, 100 * 1716)
+    assert [phase["steps"] for phase in train["voc-res101-coco"]["phases"]] == [200_000, 200_000]
+    # The last stage at the low rate, or at another one.
+    assert [(phase["steps"], phase["lr"]) for phase in train["voc-res101"]["phases"]] == [(30 * 1464, 5e-5)]
+    assert "epochs" not in json.dumps(train)
+    assert lr_at_step(Recipe(**train["nyud-res50"]["recipe"]), 70 * 795 - 1) == 5e-4
+    assert lr_at_step(Recipe(**train["nyud-res50"]["recipe"]), 70 * 795) == pytest.approx(5e-5)
+    # The nearer of the two words counts, of all data or of one set, of a profile, its base or a row.
+    lab = {"base": "paper", "train": {"batch_size": 4}, "datasets": {"nyud": {"train": {"steps": 7}}}}
+    Path("profiles/lab.yaml").write_text(yaml.safe_dump(lab))
+    edit("params.yaml", profile="lab")
+    near = {name: entry["recipe"]["steps"] for name, entry in resolve.resolve()["train"].items()}
+    assert (near["nyud-res50"], near["ade20k-res101"], near["person-res50"]) == (7, 50_000, 42_900)
+    experiments = yaml.safe_load(Path("params.yaml").read_text())["experiments"]
+    experiments["nyud-res50"]["train"] = {"epochs": 0.5}
+    edit("params.yaml", experiments=experiments)
+    assert resolve.resolve()["train"]["nyud-res50"]["recipe"]["steps"] == round(0.5 * 795 / 4)
+
+
+@pytest.mark.parametrize(
+    ("of_leaves", "message"),
+    [
+        (
+            {},
+            r"train of leaves-res50: epochs is 100, but how many images leaves train has is not known .*expected steps",
+        ),
+        ({"steps": 5, "epochs": 1}, "train of leaves-res50: steps and epochs say .* and both is there, expected one"),
+        ({"epochs": 0}, "train of leaves-res50: epochs is 0, expected a number above 0"),
+        ({"epochs": "x"}, "train of leaves-res50: epochs is 'x', expected a number above 0"),
+    ],
+)
+def test_a_length_that_cannot_be_told(of_leaves: dict[str, Any], message: str, project: Path) -> None:
+    own = {"leaves": {"images": "photos", "masks": "masks", "classes": ["soil", "leaf"]}}
+    datasets_of = {"leaves": {"train": of_leaves}} if of_leaves else {}
+    leaves = {"base": "paper", "title": "leaves", "own": own, "datasets": datasets_of}
+    Path("profiles/leaves.yaml").write_text(yaml.safe_dump(leaves))
+    edit(
+        "params.yaml",
+        profile="leaves",
+        own=["leaves"],
+        experiments={"leaves-res50": {"data": "leaves", "start": "resnet50"}},
+    )
+    with pytest.raises(UserError, match=rf"profiles/leaves\.yaml: {message}"):
+        resolve.resolve()
+
+
+def test_the_authors_demo_is_an_experiment_of_its_own(project: Path) -> None:
+    """Their one published number with known settings: 1,464 images, their code's values, their in-training test."""
+    mini = resolve.resolve()
+    edit("params.yaml", profile="paper")
+    paper = resolve.resolve()
+    demo, evaluate = paper["train"]["voc-res50-demo"], paper["evaluate"]["voc-res50-demo"]
+    assert (demo["data"], demo["start"], demo["target"]) == ("voc", "resnet50", "models")
+    assert [(phase["parts"], phase["steps"], phase["lr"]) for phase in demo["phases"]] == (
+        [([["voc", "train_voc"]], 100 * 1464, None)]
+    )
+    assert demo["recipe"]["steps"] == 100 * 1464
+    network = demo["network"]
+    assert (network["pools"], network["order"], network["upsample"], network["void_output"]) == (
+        (2, "conv-pool", "bicubic", True)
+    )
+    assert paper["train"]["voc-res101"]["network"]["order"] == "pool-conv"
+    assert evaluate["short_edge"] == [450, 1100]
+    assert {name: one["scales"] for name, one in evaluate["protocols"].items()} == {"single": [1.0]}
+    assert set(paper["evaluate"]["voc-res101"]["protocols"]) == {"single", "multi", "crf"}
+    # In mini it is one of the others: as many steps, on images as small.
+    assert mini["train"]["voc-res50-demo"]["recipe"]["steps"] == mini["train"]["nyud-res50"]["recipe"]["steps"]
+    assert mini["evaluate"]["voc-res50-demo"]["short_edge"] is None
+    assert set(mini["evaluate"]["voc-res50-demo"]["protocols"]) == {"single", "multi"}
+    # A row of params.yaml is the last word.
+    experiments = yaml.safe_load(Path("params.yaml").read_text())["experiments"]
+    experiments["voc-res50-demo"] |= {"network": {"order": "pool-conv"}, "split": "train_aug"}
+    edit("params.yaml", experiments=experiments)
+    with pytest.raises(UserError, match="how many images voc train_aug has is not known"):
+        resolve.resolve()
+    experiments["voc-res50-demo"] |= {"split": "train"}
+    edit("params.yaml", experiments=experiments)
+    assert resolve.resolve()["train"]["voc-res50-demo"]["network"]["order"] == "pool-conv"
+    edit("profiles/paper.yaml", experiments={"voc-res50-demo": {"recipe": {}}})
+    with pytest.raises(
+        UserError, match=r"unknown key experiments\.voc-res50-demo\.recipe, expected one of network, train,"
+    ):
         resolve.resolve()
 
 
@@ -138,7 +230,8 @@ def test_what_a_profile_leaves_as_it_is_keeps_the_name_of_its_base(project: Path
     edit("params.yaml", profile="more")
     found = named_by_data()
     assert {data for data, profiles in found.items() if "more" in profiles} == {"voc", "nyud"}
-    assert found["voc"] == found["nyud"] == {"more"}
+    assert found["nyud"] == {"more"}
+    assert found["voc"] == {"more", "mini"}  # the authors' demo sees no COCO
     assert found["leaves"] == {"lab"}
 
 
