@@ -59,13 +59,14 @@ def rows() -> list[tuple[str, ...]]:
     lines = []
     for of in published().values():
         like = "yes" if of.same_images else "no: the paper's are on a test server"
-        for row in of.rows:
+        for row in of.all_rows:
             for source in dict.fromkeys(row.sources):
                 data = source.experiment.partition("-")[0]
-                label = ", ".join(text for text in row.labels if text != NOT_PRINTED)
+                label = ", ".join(text for text in row.marked() if text != NOT_PRINTED)
+                same = like if not row.by else f"yes: published on {row.on}"
                 where = f"`metrics/{data}/{source.experiment}.json`"
                 count = f"{datasets.load(data).COUNTS['val']:,}"
-                lines.append((f"{of.number}", label, where, f"`{source.protocol}`", f"{count} of `{data}` val", like))
+                lines.append((f"{of.number}", label, where, f"`{source.protocol}`", f"{count} of `{data}` val", same))
     return lines
 
 
@@ -88,7 +89,7 @@ def trainings() -> list[tuple[str, ...]]:
                 network,
                 f"{recipe.steps:,} x {recipe.batch_size}",
                 f"{recipe.crop} x {recipe.input_scale}",
-                on or f"{training.data} train",
+                on or f"{training.data} {training.split}",
             )
         )
     return lines

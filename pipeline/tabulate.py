@@ -22,7 +22,7 @@ from pipeline.runtime import cli
 from pipeline.tables import columns as tables
 from pipeline.tables import latex
 from pipeline.tables.compare import Cell, ResultRow, rows
-from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, Table, caveat, published, slug, table
+from pipeline.tables.paper import ELSEWHERE, NOT_PRINTED, PROTOCOLS, Row, Table, caveat, published, slug, table
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
@@ -34,9 +34,9 @@ def experiments(name: str) -> list[str]:
     return table(name).experiments()
 
 
-def _elsewhere(of: Table, split: str) -> list[str]:
+def _elsewhere(of: Table, row: Row, split: str) -> list[str]:
     """Says where the run's images are not those that the paper scores."""
-    if tables.like_for_like(of, split):
+    if tables.like_for_like(of, row, split):
         return []
     return [f"the paper scores on the {of.evaluated_on}, this run on {split}"]
 
@@ -47,12 +47,12 @@ def as_csv(of: Table, content: Sequence[ResultRow]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(tables.columns(of))
     for index, line in enumerate(content, start=1):
-        cells = [str(of.number), str(index), *line.row.labels]
+        cells = [str(of.number), str(index), line.row.by or "paper", *line.row.labels]
         for i, paper in enumerate(line.row.values):
             ours = line.cells[i] if line.behind else Cell("")
             cells.append("" if paper == NOT_PRINTED else paper)
             cells += [ours.run, ours.difference, ours.low, ours.high, ours.spread]
-        cells.append(of.evaluated_on)
+        cells.append(line.row.on or of.evaluated_on)
         for _, (first, *_) in of.groups():
             if not line.behind:
                 cells += [""] * len(tables.BEHIND)
@@ -61,7 +61,7 @@ def as_csv(of: Table, content: Sequence[ResultRow]) -> str:
             cells += [behind.source.experiment, behind.source.protocol, behind.split, tables.where(behind.split)]
             cells += [str(behind.images), " ".join(map(str, behind.seeds)), str(len(behind.seeds))]
             cells += [caveat(behind.profile) or behind.profile]
-            cells.append("; ".join(_elsewhere(of, behind.split) + behind.notes()))
+            cells.append("; ".join(_elsewhere(of, line.row, behind.split) + behind.notes()))
         writer.writerow(cells)
     return text.getvalue()
 
@@ -69,7 +69,7 @@ def as_csv(of: Table, content: Sequence[ResultRow]) -> str:
 def below(of: Table, line: ResultRow) -> list[tuple[str, list[str]]]:
     """What stands under a row of ours: a label and a text for each score column."""
     behind = line.behind[0]
-    mark = "" if tables.like_for_like(of, behind.split) else f" {tables.MARK}"
+    mark = "" if tables.like_for_like(of, line.row, behind.split) else f" {tables.MARK}"
     rows = [(f"this run, {PROTOCOLS[behind.source.protocol]}{mark}", [cell.run or NOT_PRINTED for cell in line.cells])]
     if any(cell.low for cell in line.cells):
         intervals = [tables.interval(cell.low, cell.high) if cell.low else "" for cell in line.cells]
@@ -91,7 +91,8 @@ def remarks(of: Table, content: Sequence[ResultRow]) -> list[str]:
     """What is to be said below a table: of the paper's numbers, then of this run's, experiment by experiment."""
     behind = {one.source.experiment: one for line in content for one in line.behind}
     notes = list(of.notes)
-    if splits := sorted({one.split for one in behind.values() if not tables.like_for_like(of, one.split)}):
+    others = {one.split for line in content for one in line.behind if not tables.like_for_like(of, line.row, one.split)}
+    if splits := sorted(others):
         notes.append(
             f"{tables.MARK} Not the paper's images: the paper scores on the {of.evaluated_on}, this run on "
             f"{', '.join(splits)}, whose labels are public. The difference shows both side by side; it is not a "
@@ -108,7 +109,7 @@ def remarks(of: Table, content: Sequence[ResultRow]) -> list[str]:
         counted = f"`{name}`: {one.images} images of {one.val.first.dataset} {one.split}"
         seeds = f"seed{'s' if len(one.seeds) > 1 else ''} {', '.join(map(str, one.seeds))}"
         notes.append("; ".join([counted, seeds, f"profile {one.profile}", *one.notes()]))
-    return notes
+    return notes + [row.note() for row in of.others]
 
 
 def lead(of: Table) -> str:
@@ -122,11 +123,11 @@ def as_markdown(of: Table, content: Sequence[ResultRow]) -> str:
     blank = [""] * (len(of.labels) - 1)
     for line in content:
         ours = bool(line.behind)
-        rows.append([f"**{text}**" if ours else text for text in line.row.labels] + list(line.row.values))
+        rows.append([f"**{text}**" if ours else text for text in line.row.marked()] + list(line.row.values))
         for place, (label, cells) in enumerate(below(of, line) if ours else []):
             if place == 0:
                 names = ", ".join(dict.fromkeys(one.source.experiment for one in line.behind))
-                how = tables.how(of, line.row.sources[0], line.behind[0].split)
+                how = tables.how(of, line.row, line.behind[0].split)
                 mark = f" {tables.MARK}" if label.endswith(tables.MARK) else ""
                 label = f"this run: {names}, {how}{mark}"
             rows.append([label, *blank, *cells])
@@ -143,7 +144,9 @@ def as_latex(of: Table, content: Sequence[ResultRow]) -> str:
     """The same for LaTeX: a float to \\input, as pipeline/tables/latex.py has them."""
     rows: list[latex.Row] = []
     for line in content:
-        rows.append(latex.Row([*line.row.labels, *line.row.values], bold=bool(line.behind), rule=bool(line.behind)))
+        first = line.row in of.others[:1]  # a line between the paper's rows and those of others
+        cells = [*line.row.marked(), *line.row.values]
+        rows.append(latex.Row(cells, bold=bool(line.behind), rule=bool(line.behind) or first))
         blank = [""] * (len(of.labels) - 1)
         rows += [latex.Row([label, *blank, *cells]) for label, cells in (below(of, line) if line.behind else [])]
     return latex.table(
@@ -180,10 +183,11 @@ def tabulate(name: str, root: Path = Path()) -> None:
 
 def summary(root: Path = Path()) -> str:
     """The tables in brief: mean IoU of each row of ours, from `root`/results/*_table.csv."""
-    rows, profiles = [], set()
+    rows, profiles, elsewhere = [], set(), []
     for of in published().values():
-        for record in tables.read(of, root):
-            labels = {label: record[slug(label)] for label in of.labels if record[slug(label)] != NOT_PRINTED}
+        for line, record in zip(of.all_rows, tables.read(of, root), strict=True):
+            shown = zip(of.labels, line.marked(), strict=True)
+            labels = {label: text for label, text in shown if text != NOT_PRINTED}
             row = ", ".join(f"{label} {text}" if text in ("yes", "no") else text for label, text in labels.items())
             for prefix, columns in of.groups():
                 if not record[f"{prefix}experiment"]:
@@ -191,11 +195,14 @@ def summary(root: Path = Path()) -> str:
                 score = of.scores[columns[-1]].column  # where the paper prints several, the last is the mean IoU
                 where = f"[Table {of.number}{f', {score}' if prefix else ''}](results/{of.name}_table.md)"
                 paper, run, points, low, high, spread = (record[f"{slug(score)}_{part}"] for part in tables.PARTS)
+                if line.by:
+                    paper += f" {ELSEWHERE}"
+                    elsewhere.append(line.note())
                 split = record[f"{prefix}evaluated_on_run"]
                 if not of.same_images:
                     run += (
                         f" ({tables.where(split)})"
-                        if tables.like_for_like(of, split)
+                        if tables.like_for_like(of, line, split)
                         else f" ({split} instead of test)"
                     )
                 seeds = record[f"{prefix}seeds"] + (f" (± {spread})" if spread else "")
@@ -203,7 +210,8 @@ def summary(root: Path = Path()) -> str:
                 profiles.add(record[f"{prefix}profile"])
     warnings = [f"> **{profile}**\n" for profile in sorted(profiles - {"paper"})]
     header = ["Table", "Row", "Paper", "This run", "95 % interval", "Difference", "Seeds"]
-    return "\n".join([*warnings, "Mean IoU in percent.", "", *tables.markdown(header, 2, rows)])
+    notes = ["", *elsewhere] if elsewhere else []
+    return "\n".join([*warnings, "Mean IoU in percent.", "", *tables.markdown(header, 2, rows), *notes])
 
 
 def update_readme(root: Path = Path()) -> None:

@@ -34,8 +34,7 @@ class Line:
 
 def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
     """The rows of a csv as the paper prints them, ours followed by this run's numbers and the differences."""
-    for record in records:
-        labels = [record[slug(label)] for label in of.labels]
+    for row, record in zip(of.all_rows, records, strict=True):
         cells = {
             part: [record[f"{slug(score.column)}_{part}"] for score in of.scores]
             for part in ("paper", "run", "difference", "spread")
@@ -44,10 +43,11 @@ def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
             columns.interval(*(record[f"{slug(score.column)}_{end}"] for end in ("low", "high"))) for score in of.scores
         ]
         names = list(dict.fromkeys(name for prefix, _ in of.groups() if (name := record[f"{prefix}experiment"])))
-        yield Line("paper" if names else "competitor", labels, [text or NOT_PRINTED for text in cells["paper"]], [])
+        yield Line(
+            "paper" if names else "competitor", row.marked(), [text or NOT_PRINTED for text in cells["paper"]], []
+        )
         if names:
-            source = next(row.sources[0] for row in of.rows if list(row.labels) == labels and row.sources)
-            how = columns.how(of, source, record[f"{of.groups()[0][0]}evaluated_on_run"])
+            how = columns.how(of, row, record[f"{of.groups()[0][0]}evaluated_on_run"])
             ours = [
                 f"{text} ± {spread}" if spread else text or NOT_PRINTED
                 for text, spread in zip(cells["run"], cells["spread"], strict=True)
@@ -64,7 +64,7 @@ def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
 def notes(of: Table, records: list[dict[str, str]]) -> list[str]:
     """What is to be said below a table: of the paper's numbers, then of this run's."""
     ours = {record[f"{prefix}notes"] for record in records for prefix, _ in of.groups()}
-    return [*of.notes, *sorted(ours - {""})]
+    return [*of.notes, *sorted(ours - {""}), *(row.note() for row in of.others)]
 
 
 def chapter(

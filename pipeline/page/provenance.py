@@ -121,9 +121,9 @@ def provenance_of(runs: Seeds, cfg: Mapping[str, Any], md5s: Mapping[str, str], 
         renew = f"`evaluate {run.experiment}` renews it"
         raise UserError(f"{run.file}: of weights with md5 {run.weights}, {model} has {weights}; {renew}")
     rows = [
-        (of.name, of.number, ", ".join(row.labels))
+        (of.name, of.number, ", ".join(row.marked()))
         for of in published().values()
-        for row in of.rows
+        for row in of.all_rows
         if any(source.experiment == run.experiment for source in row.sources)
     ]
     data = sources(run.experiment, cfg)

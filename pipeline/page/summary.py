@@ -63,9 +63,10 @@ def numbers(printed: Mapping[str, list[dict[str, str]]]) -> list[Number]:
         for prefix, columns in of.groups():
             score = slug(of.scores[columns[-1]].column)  # where the paper prints several, the last is the mean IoU
             for record in printed[of.name]:
-                if experiment := record[f"{prefix}experiment"]:
+                if (experiment := record[f"{prefix}experiment"]) and record["published_by"] == "paper":
                     protocol, profile = record[f"{prefix}protocol"], record[f"{prefix}profile"]
-                    same = tables.like_for_like(of, record[f"{prefix}evaluated_on_run"])
+                    split = record[f"{prefix}evaluated_on_run"]
+                    same = of.same_images or tables.where(split) == tables.SERVER
                     low, high = record[f"{score}_low"], record[f"{score}_high"]
                     found[experiment, protocol] = Number(
                         experiment,

@@ -1,9 +1,10 @@
 """results/<table>_table.csv: its columns, reading it back, and the words that every rendering of a table shares.
 
-One row for each printed row. Columns: table, row; the paper's label columns; for each of its score columns
-`<score>_paper`, `<score>_run` (over several seeds their mean), in percent; `<score>_difference` in points;
-`<score>_low` and `<score>_high`, the 95 % interval, which the mean IoU alone has; `<score>_spread`, the standard
-deviation over seeds, empty for one; evaluated_on_paper; then what stands behind the run's numbers, empty for a
+One row for each printed row, then for those of others. Columns: table, row; published_by, "paper" or where the row's
+numbers are published instead; the paper's label columns; for each of its score columns `<score>_paper` (of a row of
+others the number published there), `<score>_run` (over several seeds their mean), in percent; `<score>_difference` in
+points; `<score>_low` and `<score>_high`, the 95 % interval, which the mean IoU alone has; `<score>_spread`, the
+standard deviation over seeds, empty for one; evaluated_on_paper; then what stands behind the run's numbers, empty for a
 competitor: experiment, protocol, evaluated_on_run (the split), where ("val", "test server"), images, seed (all of them,
 a space between), seeds (their number), profile, notes. In Table 2, where each score column has an experiment of its
 own, these carry the score's name in front.
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, RowSource, Table, slug
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, Row, Table, slug
 from refinenet.errors import UserError
 
 PARTS = ("paper", "run", "difference", "low", "high", "spread")
@@ -32,7 +33,7 @@ def columns(of: Table) -> list[str]:
     """The csv's header."""
     cells = [f"{slug(score.column)}_{part}" for score in of.scores for part in PARTS]
     behind = [prefix + column for prefix, _ in of.groups() for column in BEHIND]
-    return ["table", "row", *map(slug, of.labels), *cells, "evaluated_on_paper", *behind]
+    return ["table", "row", "published_by", *map(slug, of.labels), *cells, "evaluated_on_paper", *behind]
 
 
 def read(of: Table, root: Path = Path()) -> list[dict[str, str]]:
@@ -44,7 +45,7 @@ def read(of: Table, root: Path = Path()) -> list[dict[str, str]]:
             rows, header = list(records), list(records.fieldnames or [])
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; stage table-{of.name} makes it") from None
-    if header != columns(of) or len(rows) != len(of.rows):
+    if header != columns(of) or len(rows) != len(of.all_rows):
         raise UserError(f"{file}: not Table {of.number} as paper.yaml has it; stage table-{of.name} makes it")
     return rows
 
@@ -72,8 +73,10 @@ def where(split: str) -> str:
     return SERVER if split == "test" else split
 
 
-def like_for_like(of: Table, split: str) -> bool:
-    """Whether a number of this run on `split` was taken on the images that the paper scores."""
+def like_for_like(of: Table, row: Row, split: str) -> bool:
+    """Whether a number of this run on `split` was taken on the images of the published one, a row of `of`."""
+    if row.by:
+        return where(split) == row.on.partition(",")[0]
     return of.same_images or where(split) == SERVER
 
 
@@ -82,12 +85,15 @@ def interval(low: str, high: str) -> str:
     return f"{low}–{high}" if low else NOT_PRINTED
 
 
-def how(of: Table, source: RowSource, split: str) -> str:
+def how(of: Table, row: Row, split: str) -> str:
     """How a number of this run was taken: "multi-scale", and the split where it is not the paper's images.
 
     Where it is those of a test server, that.
     """
+    source = row.sources[0]
     if of.same_images:
         return PROTOCOLS[source.protocol]
-    instead = where(split) if like_for_like(of, split) else f"{split} instead of {of.evaluated_on.partition(',')[0]}"
+    instead = (
+        where(split) if like_for_like(of, row, split) else f"{split} instead of {of.evaluated_on.partition(',')[0]}"
+    )
     return f"{PROTOCOLS[source.protocol]}, {instead}"

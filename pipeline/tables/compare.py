@@ -103,7 +103,7 @@ def rows(of: Table, root: Path) -> list[ResultRow]:
     metrics = {experiment: metrics_files.seeds(experiment, root) for experiment in of.experiments()}
     served = {name: server_records.load(name, root) for name in metrics} if of.name in server_records.SERVED else {}
     result = []
-    for row in of.rows:
+    for row in of.all_rows:
         behind = tuple(Result(one, metrics[one.experiment], served.get(one.experiment)) for one in row.sources)
         cells = tuple(
             one.cell(score.metric, paper) for one, score, paper in zip(behind, of.scores, row.values, strict=False)

@@ -25,6 +25,7 @@ _ESCAPES = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
     # A row's end takes a star or brackets that follow as its own.
     **{sign: f"{{{sign}}}" for sign in "[]*"},
     "`": r"\textasciigrave{}",

@@ -1,4 +1,4 @@
-"""Read paper.yaml: the paper's nine tables, and which experiment reproduces which row."""
+"""Read paper.yaml: the paper's nine tables, which experiment reproduces which row, and what others have published."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from refinenet.errors import UserError
 
 PUBLISHED = Path(__file__).with_name("paper.yaml")
 NOT_PRINTED = "–"
+ELSEWHERE = "‡"  # beside a number that is published, but not by the paper
+_OF_OTHERS = ("labels", "values", "scored_on", "by", "here")
 PROTOCOLS = {"single": "single-scale", "multi": "multi-scale"}
 
 
@@ -35,16 +37,29 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """A printed row: label cells, a value for each score column, as printed, and `sources` if it is ours, else ()."""
+    """A printed row: label cells, a value for each score column, as printed, and `sources` if it is ours, else ().
+
+    `by`: where it is published, if not in the paper; `on`: on which images, "" for the paper's.
+    """
 
     labels: tuple[str, ...]
     values: tuple[str, ...]
     sources: tuple[RowSource, ...]
+    by: str = ""
+    on: str = ""
+
+    def marked(self) -> list[str]:
+        """The label cells for reading, in which what is not the paper's bears a mark."""
+        return [f"{self.labels[0]} {ELSEWHERE}" if self.by else self.labels[0], *self.labels[1:]]
+
+    def note(self) -> str:
+        """What is to be said below the table of a row that is not the paper's."""
+        return f"{ELSEWHERE} Not in the paper: {self.labels[0]}, on {self.on}; {self.by}."
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the paper; the fields are explained at the top of paper.yaml."""
+    """One table of the paper; the fields are explained at the top of paper.yaml. `others`: rows of others, below it."""
 
     name: str
     number: int
@@ -56,10 +71,16 @@ class Table:
     labels: tuple[str, ...]
     scores: tuple[Score, ...]
     rows: tuple[Row, ...]
+    others: tuple[Row, ...] = ()
+
+    @property
+    def all_rows(self) -> tuple[Row, ...]:
+        """The paper's rows, then those of others."""
+        return (*self.rows, *self.others)
 
     def experiments(self) -> list[str]:
         """The experiments whose metrics this table needs, sorted: the deps of stage `table-<name>`."""
-        return sorted({source.experiment for row in self.rows for source in row.sources})
+        return sorted({source.experiment for row in self.all_rows for source in row.sources})
 
     def groups(self) -> list[tuple[str, list[int]]]:
         """Score columns that share an experiment, with a prefix for their columns in the csv.
@@ -93,12 +114,32 @@ def _row(table: str, cells: list[Any], labels: int, scores: int) -> Row:
     return Row(tuple(texts), values, sources * scores if len(sources) == 1 else sources)
 
 
+def _other(table: str, given: Any, labels: tuple[str, ...], columns: tuple[str, ...]) -> Row:
+    """Read a row that others have published."""
+    wrong = UserError(
+        f"{PUBLISHED.name}: {table}: others: {given} does not read as labels, values, scored_on, by and here"
+    )
+    if not isinstance(given, dict) or not {"labels", "values", "scored_on", "by"} <= given.keys() <= {*_OF_OTHERS}:
+        raise wrong
+    values, here = given["values"], str(given.get("here", "")).split()
+    if not isinstance(values, dict) or not values.keys() <= set(columns) or len(given["labels"]) != len(labels):
+        raise wrong
+    if not all(isinstance(value, float) for value in values.values()):
+        raise wrong
+    if len(here) not in (0, 2) or (here and here[1] not in PROTOCOLS):
+        raise wrong
+    cells = tuple(str(values[column]) if column in values else NOT_PRINTED for column in columns)
+    sources = (RowSource(*here),) * len(columns) if here else ()
+    return Row(tuple(given["labels"]), cells, sources, given["by"], given["scored_on"])
+
+
 @cache
 def published() -> dict[str, Table]:
     """The nine tables by name, in the paper's order. Raises UserError where a row does not fit its columns."""
     tables = {}
     for name, table in yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")).items():
         labels, scores, notes, rows = (table.pop(key) for key in ("labels", "scores", "notes", "rows"))
+        others = [_other(name, row, tuple(labels), tuple(scores)) for row in table.pop("others", [])]
         tables[name] = Table(
             name=name,
             **table,
@@ -106,6 +147,7 @@ def published() -> dict[str, Table]:
             labels=tuple(labels),
             scores=tuple(Score(column, metric) for column, metric in scores.items()),
             rows=tuple(_row(name, row, len(labels), len(scores)) for row in rows),
+            others=tuple(others),
         )
     return tables
 

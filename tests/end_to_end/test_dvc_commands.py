@@ -101,7 +101,7 @@ def test_one_off_change_of_an_experiment(project: Path) -> None:
     assert '"rev": "HEAD"' in text
     assert '"rev": "workspace"' in text
 
-    # The twenty experiments have hundreds of columns: the two that matter.
+    # The experiments have hundreds of columns: the two that matter.
     columns = ("--drop", ".*", "--keep", r"Experiment|rev|.*(single\.mean_iou|voc-res101\.pools)")
     shown = call(project, "dvc", "exp", "show", "--csv", *columns).stdout.splitlines()
     rows = {row["Experiment"] or row["rev"]: row for row in csv.DictReader(shown)}

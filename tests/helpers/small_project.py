@@ -79,7 +79,7 @@ def make(folder: Path, profile: str) -> Path:
     params["experiments"] = {
         k: {**v, "start": k.removeprefix("voc-").replace("res", "resnet")}
         for k, v in params["experiments"].items()
-        if v["data"] == "voc"
+        if v["data"] == "voc" and v["pools"] == 4
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "profiles" / "test.yaml").write_text(profile)

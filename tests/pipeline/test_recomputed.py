@@ -137,12 +137,30 @@ def about(root: Path, experiment: str, protocol: str) -> About:
 
 @dataclass
 class Row:
-    """A printed row: its labels, its numbers, and for a row of ours this run's with (experiment, protocol) of each."""
+    """A printed row: its labels, its numbers, and for a row of ours this run's with (experiment, protocol) of each.
+
+    `by`: where it is published, if not in the paper, and `on` which images.
+    """
 
     labels: list[str]
     paper: list[str]
     ours: list[Number]
     sources: list[tuple[str, str]]
+    by: str = ""
+    on: str = ""
+
+    @property
+    def marked(self) -> list[str]:
+        return [self.labels[0] + " ‡" * bool(self.by), *self.labels[1:]]
+
+    def note(self) -> str:
+        return f"‡ Not in the paper: {self.labels[0]}, on {self.on}; {self.by}."
+
+    def same(self, table: dict[str, Any], split: str) -> bool:
+        """Whether this run's number on `split` is of the published one's images."""
+        if self.by:
+            return self.on.startswith("test server" if split == "test" else split)
+        return table["same_images"] or split == "test"
 
 
 def rows(root: Path, table: dict[str, Any]) -> list[Row]:
@@ -154,6 +172,11 @@ def rows(root: Path, table: dict[str, Any]) -> list[Row]:
         sources = named * len(metrics) if len(named) == 1 else named
         ours = [shown(root, *source, metric) for source, metric in zip(sources, metrics, strict=False)]
         result.append(Row(row[:first], paper, ours, sources))
+    for row in table.get("others", []):
+        paper = [str(row["values"].get(column, "")) for column in table["scores"]]
+        sources = [tuple(row["here"].split())] * len(metrics) if "here" in row else []
+        ours = [shown(root, *source, metric) for source, metric in zip(sources, metrics, strict=False)]
+        result.append(Row(row["labels"], paper, ours, sources, row["by"], row["scored_on"]))
     return result
 
 
@@ -182,20 +205,20 @@ def as_csv(root: Path, table: dict[str, Any]) -> list[dict[str, str]]:
     )
     result = []
     for index, row in enumerate(rows(root, table), start=1):
-        cells = {"table": str(table["number"]), "row": str(index)}
+        cells = {"table": str(table["number"]), "row": str(index), "published_by": row.by or "paper"}
         cells |= dict(zip(map(heading, table["labels"]), row.labels, strict=True))
         for i, column in enumerate(columns):
             one = row.ours[i] if row.ours else Number("")
             parts = {"paper": row.paper[i], "run": one.run, "difference": one.difference(row.paper[i])}
             parts |= {"low": one.low, "high": one.high, "spread": one.spread}
             cells |= {f"{column}_{part}": text for part, text in parts.items()}
-        cells["evaluated_on_paper"] = table["evaluated_on"]
+        cells["evaluated_on_paper"] = row.on or table["evaluated_on"]
         for i, prefix in enumerate([f"{column}_" for column in columns] if split_up else [""]):
             behind = dict.fromkeys(BEHIND, "")
             if row.ours:
                 of, (experiment, protocol) = about(root, *row.sources[i]), row.sources[i]
                 where = "test server" if of.split == "test" else of.split
-                same = table["same_images"] or where == "test server"
+                same = row.same(table, of.split)
                 elsewhere = [] if same else [f"the paper scores on the {table['evaluated_on']}, this run on {of.split}"]
                 told = [experiment, protocol, of.split, where, str(of.images), " ".join(map(str, of.seeds))]
                 told += [
@@ -212,14 +235,16 @@ def as_csv(root: Path, table: dict[str, Any]) -> list[dict[str, str]]:
 def grid(root: Path, table: dict[str, Any], tex: bool) -> Iterator[tuple[list[str], list[str]]]:
     """(label cells, number cells) of each line that people read."""
     for row in rows(root, table):
-        yield row.labels, [text or NONE for text in row.paper]
+        yield row.marked, [text or NONE for text in row.paper]
         if not row.ours:
             continue
         split, way = about(root, *row.sources[0]).split, WAYS[row.sources[0][1]]
-        same = table["same_images"] or split == "test"
+        same = row.same(table, split)
         mark, where = "" if same else " †", f", {split} instead of test server" if not same else ""
         if split == "test":
             where = ", test server"
+        if row.by:
+            where = f", {split}"
         names = ", ".join(dict.fromkeys(experiment for experiment, _ in row.sources))
         label = f"this run, {way}{mark}" if tex else f"this run: {names}, {way}{where}{mark}"
         yield [label], [one.run or NONE for one in row.ours]
@@ -236,6 +261,7 @@ def sentences(root: Path, table: dict[str, Any]) -> list[str]:
     interval = any(one.low for row in rows(root, table) for one in row.ours)
     told = ["95 % interval of the mean IoU: "] * interval
     told += [table["title"], f"{table['measure']}. Paper: {table['evaluated_on']}.", *table["notes"]]
+    told += [row.note() for row in rows(root, table) if row.by]
     for row in rows(root, table):
         for experiment, protocol in row.sources:
             of = about(root, experiment, protocol)
@@ -246,7 +272,7 @@ def sentences(root: Path, table: dict[str, Any]) -> list[str]:
             ]
             told.append("; ".join([*words, f"profile {of.profile}", *of.notes]))
             told += [MINI] * (of.profile == "mini") + [f"`{experiment}`: {warning}" for warning in of.warnings]
-            if not table["same_images"] and of.split != "test":
+            if not row.same(table, of.split):
                 told.append(
                     f"Not the paper's images: the paper scores on the {table['evaluated_on']}, this run on {of.split}"
                 )
@@ -260,7 +286,17 @@ def plain(tex: str) -> str:
     """What LaTeX prints."""
     tex = re.sub(r"\\textbf\{(.*)\}", r"\1", re.sub(r"\\rotatebox\{90\}\{(.*)\}", r"\1", tex.strip()))
     tex = re.sub(r"\\texttt\{([^}]*)\}", r"`\1`", tex.replace(r"\allowbreak{}", ""))
-    signs = {"$-$": "−", "--": "–", r"$\pm$": "±", r"$\dagger$": "†", r"\%": "%", r"\_": "_", r"\#": "#", r"\&": "&"}
+    signs = {
+        "$-$": "−",
+        "--": "–",
+        r"$\pm$": "±",
+        r"$\dagger$": "†",
+        r"$\ddagger$": "‡",
+        r"\%": "%",
+        r"\_": "_",
+        r"\#": "#",
+        r"\&": "&",
+    }
     for code, sign in signs.items():
         tex = tex.replace(code, sign)
     return re.sub(r"\\textasciitilde\{\}|\{([\[\]*])\}", lambda found: found[1] or "~", tex)
@@ -300,7 +336,7 @@ def check_table(root: Path, name: str, table: dict[str, Any]) -> None:
 
 def check_readme(root: Path, printed: dict[str, Any]) -> None:
     """AssertionError unless README.md's block has exactly the mean IoU of each row of ours."""
-    expected = []
+    expected, readme = [], (root / "README.md").read_text(encoding="utf-8")
     for name, table in printed.items():
         columns = [i for i, metric in enumerate(table["scores"].values()) if metric == "mean_iou"]
         for row in rows(root, table):
@@ -308,13 +344,15 @@ def check_readme(root: Path, printed: dict[str, Any]) -> None:
                 of, one = about(root, *row.sources[i]), row.ours[i]
                 which = f", {list(table['scores'])[i]}" if len(columns) > 1 else ""
                 here = "test server" if of.split == "test" else f"{of.split} instead of test"
+                if row.by:
+                    here = of.split
+                    assert row.note() in readme
                 run = one.run if table["same_images"] else f"{one.run} ({here})"
                 seeds = f"{len(of.seeds)} (± {one.spread})" if one.spread else str(len(of.seeds))
                 link = f"[Table {table['number']}{which}](results/{name}_table.md)"
                 points = signed(one.difference(row.paper[i]))
-                expected.append([link, row.paper[i], run, one.interval() or NONE, points, seeds])
-    text = (root / "README.md").read_text(encoding="utf-8")
-    block = text.partition("<!-- tables:start -->")[2].partition("<!-- tables:end -->")[0]
+                expected.append([link, row.paper[i] + " ‡" * bool(row.by), run, one.interval() or NONE, points, seeds])
+    block = readme.partition("<!-- tables:start -->")[2].partition("<!-- tables:end -->")[0]
     assert [line[:1] + line[2:] for line in markdown_lines(block)[1:]] == expected
 
 
@@ -350,7 +388,7 @@ def check_report(root: Path, printed: dict[str, Any]) -> None:
     for name, table in printed.items():
         head, count = [*table["labels"], *table["scores"]], len(table["scores"])
         expected = rows(root, table)
-        printed_rows = [[*row.labels, *(text or NONE for text in row.paper)] for row in expected]
+        printed_rows = [[*row.marked, *(text or NONE for text in row.paper)] for row in expected]
         stripped = [[[cell.strip() for cell in line] for line in found] for found in tables]
         mine = [found for found in stripped if found[:1] == [[*head, "Seeds", "Where"]]]
         cut = [[line[:-2] for line in found] for found in mine]  # these two columns are of other tests

@@ -79,8 +79,8 @@ def test_every_cell_of_the_nine_tables(run: Path, page: Page) -> None:
     words = " ".join(page.text.split())
     for of in published().values():
         assert f"Table {of.number}. {of.title}" in words
-        for row, record in zip(of.rows, columns.read(of, run), strict=True):
-            assert f"{' '.join(row.labels)} {' '.join(row.values)}" in words
+        for row, record in zip(of.all_rows, columns.read(of, run), strict=True):
+            assert f"{' '.join(row.marked())} {' '.join(row.values)}" in words
             if row.sources:
                 ours = " ".join(record[f"{slug(score.column)}_run"] for score in of.scores)
                 points = " ".join(columns.signed(record[f"{slug(score.column)}_difference"]) for score in of.scores)

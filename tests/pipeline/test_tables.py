@@ -21,7 +21,7 @@ from fake_run import all_experiments, scores, write_metrics
 
 from pipeline import tabulate
 from pipeline.config import resolve
-from pipeline.tables import latex
+from pipeline.tables import latex, paper
 from pipeline.tables.paper import PUBLISHED, published
 from refinenet.errors import UserError
 
@@ -64,12 +64,13 @@ def test_nine_tables_in_the_papers_order_with_all_rows() -> None:
     assert [len(table.rows) for table in published().values()] == [7, 6, 5, 11, 8, 9, 6, 7, 4]
 
 
-def test_the_twenty_experiments() -> None:
+def test_the_experiments() -> None:
+    """Twenty of the paper's rows, and one of the authors' training demo."""
     nyud = ["50", "50-nopool", "50-single", "50-two", "50-twoscale", "101", "152"]
     person = ["50", "50-nopool", "101", "152"]
     both = [f"{name}-res{depth}" for name in ("voc", "context", "sunrgbd", "ade20k") for depth in (101, 152)]
     expected = [f"nyud-res{kind}" for kind in nyud] + [f"person-res{kind}" for kind in person] + both
-    assert all_experiments() == sorted([*expected, "cityscapes-res101"])
+    assert all_experiments() == sorted([*expected, "cityscapes-res101", "voc-res50-demo"])
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,78 @@ def test_our_rows_name_their_network() -> None:
                 assert {source.protocol for source in row.sources} == {"multi" if averaged == "yes" else "single"}
 
 
+def test_what_others_have_published() -> None:
+    """Each number typed once more, and where it was taken."""
+    found = {
+        (name, row.labels[0].rpartition("RefineNet-")[2], row.on.partition(",")[0]): row.values[-1]
+        for name, table in published().items()
+        for row in table.others
+    }
+    light = {"person": "64.9 66.7 67.6", "nyud": "41.7 43.6 44.4", "context": "45.1 45.8"}
+    expected = {
+        (name, kind, "val"): value
+        for name, values in light.items()
+        for value, kind in zip(values.split()[::-1], ("Res152", "Res101", "Res50"), strict=False)
+    }
+    served = zip(("Res50", "Res101", "Res152", "MobileNet-v2"), ("81.1", "82.0", "82.7", "79.2"), strict=True)
+    expected |= {("voc", kind, "test server"): value for kind, value in served}
+    expected |= {
+        ("voc", "Res50, the authors' demo", "val"): "69.1",
+        ("voc", "Res101, the authors' weights in PyTorch", "val"): "80.5",
+        ("voc", "Res101, Ascend, one processor", "val"): "78.56",
+        ("voc", "Res101, Ascend, eight processors", "val"): "77.34",
+    }
+    assert found == expected
+    ours = [row for table in published().values() for row in table.others if row.sources]
+    assert [{(source.experiment, source.protocol) for source in row.sources} for row in ours] == (
+        [{("voc-res50-demo", "single")}]
+    )
+
+
+def test_others_are_told_apart_from_the_paper(results: Path) -> None:
+    """In the csv by a column, in print by a mark and a note. The demo is like for like, on val; the paper is not."""
+    rows = read(results, "voc")
+    assert [row["published_by"] == "paper" for row in rows] == [True] * 11 + [False] * 8
+    demo, served = rows[11], rows[-1]
+    assert (demo["experiment"], demo["mean_paper"], demo["evaluated_on_paper"]) == (
+        ("voc-res50-demo", "69.1", "val, 1449 images")
+    )
+    assert demo["published_by"].startswith("header of the authors' demo_refinenet_train.m")
+    assert "the paper scores on" not in demo["notes"]
+    assert "the paper scores on" in rows[10]["notes"]
+    assert (served["experiment"], served["mean_paper"], served["aero_paper"]) == ("", "79.2", "")
+    assert served["evaluated_on_paper"] == "test server, 1456 images"
+    text = (results / "results/voc_table.md").read_text()
+    assert "| **RefineNet-Res50, the authors' demo ‡** |" in text
+    assert "| this run: voc-res50-demo, single-scale, val |" in text
+    note = "RefineNet-Res101, the authors' weights in PyTorch, on val, 1449 images; README of "
+    assert f"\n- ‡ Not in the paper: {note}" in text
+    assert "‡" not in text.partition("RefineNet-Res50, the")[0]
+    latex = (results / "results/voc_table.tex").read_text()
+    assert r"RefineNet-Res101, the authors' weights in PyTorch $\ddagger$ &" in latex
+    assert "‡" not in (results / "results/ade20k_table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"values": {"IoU": "69.1"}},
+        {"values": {"mean": 69.1}},
+        {"labels": []},
+        {"here": "person-res50"},
+        {"here": "person-res50 both"},
+        {"on": "val"},
+        {"by": None},
+    ],
+)
+def test_a_row_of_others_that_does_not_read(wrong: dict[str, Any]) -> None:
+    right = {"labels": ["a"], "values": {"IoU": 69.1}, "scored_on": "val", "by": "somebody"}
+    assert paper._other("person", right, ("Method",), ("IoU",)).values == ("69.1",)
+    given = {key: value for key, value in (right | wrong).items() if value is not None}
+    with pytest.raises(UserError, match=r"paper\.yaml: person: others: .* does not read as labels, values, scored_on"):
+        paper._other("person", given, ("Method",), ("IoU",))
+
+
 # What a table shows: every number in test_recomputed.py ---------------------------------------------------------------
 
 
@@ -172,13 +245,14 @@ def test_a_mini_run_says_so_and_a_paper_run_does_not(name: str, results: Path, t
 
 
 def test_a_class_that_does_not_occur(tmp_path: Path) -> None:
-    write_metrics(tmp_path, ["voc-res101", "voc-res152"])
+    write_metrics(tmp_path, ["voc-res101", "voc-res152", "voc-res50-demo"])
     without = scores("voc-res101")
     for protocol in without["protocols"].values():
         protocol["iou"]["boat"] = None
     (tmp_path / path("voc-res101")).write_text(json.dumps(without))
     tabulate.tabulate("voc", tmp_path)
-    row = read(tmp_path, "voc")[-2]
+    row = read(tmp_path, "voc")[9]
+    assert row["method"] == "RefineNet-Res101"
     assert (row["boat_run"], row["boat_difference"]) == ("", "")
     assert "20 of 21 classes occur" in row["notes"]
     assert "20 of 21 classes occur" in (tmp_path / "results" / "voc_table.md").read_text()
@@ -205,7 +279,7 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     (tmp_path / "metrics/seeds/person/person-res101-seedling.json").write_text("{}")
     (tmp_path / "metrics/seeds/person/person-res101-seed3-draft.json").write_text("{}")
     tabulate.tabulate("person", tmp_path)
-    ours = read(tmp_path, "person")[-1]
+    ours = read(tmp_path, "person")[6]
     assert [ours[f"iou_{part}"] for part in ("run", "low", "high", "spread", "difference")] == (
         ["43.0", "33.0", "48.0", "3.6", "-25.6"]
     )
@@ -352,7 +426,7 @@ def test_one_line_for_bad_metrics_and_no_table(change: Any, message: str, tmp_pa
 
 
 def test_a_missing_class_is_named(tmp_path: Path) -> None:
-    write_metrics(tmp_path, ["voc-res101", "voc-res152"])
+    write_metrics(tmp_path, tabulate.experiments("voc"))
     renamed = json.loads((tmp_path / path("voc-res152")).read_text())
     renamed["protocols"]["multi"]["iou"]["tv"] = renamed["protocols"]["multi"]["iou"].pop("tvmonitor")
     (tmp_path / path("voc-res152")).write_text(json.dumps(renamed))
@@ -392,8 +466,11 @@ def test_readme_block(results: Path, tmp_path: Path) -> None:
     assert (root / "README.md").read_text() == text
     assert text.count("mini: drawn scenes") == 1
     rows = [line for line in text.splitlines() if line.startswith("| [Table")]
-    assert len(rows) == 1 + 12 + 1 + 2 + 1 + 2 + 2 + 2 + 4
+    assert len(rows) == 1 + 12 + 1 + 3 + 1 + 2 + 2 + 2 + 4
     ours = f"{100 * scores('voc-res152')['protocols']['multi']['mean_iou']:.1f}"
+    demo = f"{100 * scores('voc-res50-demo')['protocols']['single']['mean_iou']:.1f}"
+    assert any(f"| RefineNet-Res50, the authors' demo ‡ | 69.1 ‡ | {demo} (val) | – |" in row for row in rows)
+    assert "\n\n‡ Not in the paper: RefineNet-Res50, the authors' demo, on val, 1449 images; header of " in text
     assert any(f"| RefineNet-Res152 | 83.4 | {ours} (val instead of test) | – |" in row for row in rows)
 
 
