@@ -124,7 +124,9 @@ class Confusion:
         if self._on_device:
             import torch
 
-            left, right = (torch.as_tensor(x).to(self.device, non_blocking=True) for x in (truth, prediction))
+            # A label of a split is a read-only view, which a tensor may not share: copied if it is an array.
+            pair = (x if isinstance(x, torch.Tensor) else torch.tensor(x) for x in (truth, prediction))
+            left, right = (x.to(self.device, non_blocking=True) for x in pair)
             tables = confusion_on_device(left, right, self.classes)
             kept = tables[:, 1:-1]
             parts = (kept.diagonal(0, 1, 2), kept.sum(2), kept[:, :, : self.classes].sum(1))

@@ -59,7 +59,7 @@ class DenseCRF:
         field.addPairwiseBilateral(
             sxy=self.colour_position_std,
             srgb=self.colour_std,
-            rgbim=np.ascontiguousarray(image),
+            rgbim=np.array(image, order="C"),  # a copy: a view into a split is read-only, which it refuses
             compat=self.colour_weight,
         )
         refined[possible] = np.asarray(field.inference(self.iterations)).reshape(labels, height, width)

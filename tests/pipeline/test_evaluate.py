@@ -196,6 +196,17 @@ def test_other_arithmetic_is_a_setting(inside: Told) -> None:
         run("voc-thin", tile=7)
 
 
+def test_a_dense_crf_on_prepared_images(inside: Told) -> None:
+    """The protocol that profile paper has on VOC, on a split as `prepare` writes it: mapped, and read-only."""
+    pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not built here")
+    protocols = {"multi": {"scales": (0.6, 1.0)}, "crf": {"scales": (0.6, 1.0), "crf": True}}
+    told = run("voc-thin", protocols=protocols)["protocols"]
+    assert told["crf"]["crf"]
+    plain, refined = (np.load(f"predictions/voc-thin/confusion-{name}.npy") for name in protocols)
+    assert plain.sum() == refined.sum()
+    assert not np.array_equal(plain, refined)
+
+
 def test_an_image_without_a_label(inside: Told) -> None:
     path = Path("data/voc/val.arrow")
     split, kept = Split(path), path.read_bytes()
