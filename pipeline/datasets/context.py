@@ -2,7 +2,8 @@
 
     VOCtrainval_03-May-2010.tar   VOCdevkit/VOC2010/{JPEGImages,ImageSets/Main}
     trainval.tar.gz               trainval/<image>.mat with `LabelMap`: 1-based ids of the 459 labels
-    labels.txt, 59_labels.txt     "id: name", a line each
+                                  trainval/labels.txt: the 459, "id: name", a line each
+    59_labels.txt                 those that count, in the same way
 
 A label named in 59_labels.txt is that class; every other one of the 459 is background, class 0, which is scored.
 """
@@ -43,27 +44,16 @@ class Reader(datasets.Reader):
         super().__init__(raw)
         self._voc = self.archive("VOCtrainval_03-May-2010.tar")
         self._labels = self.archive("trainval.tar.gz")
-        classes = self._numbered("59_labels.txt", len(CLASSES) - 1)
-        decode.check_classes(classes, CLASSES[1:], str(self.raw / "59_labels.txt"))
-        names = self._numbered("labels.txt", LABELS)
+        path = self.file("59_labels.txt")
+        classes = _numbered(path.read_bytes(), str(path), len(CLASSES) - 1)
+        decode.check_classes(classes, CLASSES[1:], str(path))
+        data, where = self._labels.named("trainval/labels.txt")
+        names = _numbered(data, where, LABELS)
         missing = set(CLASSES[1:]).difference(names)
         if missing:
-            raise UserError(f"{self.raw / 'labels.txt'}: no label {min(missing)!r}, expected all of 59_labels.txt")
+            raise UserError(f"{where}: no label {min(missing)!r}, expected all of 59_labels.txt")
         ids = {name: index for index, name in enumerate(CLASSES)}
         self._table = np.array([0] + [ids.get(name, 0) for name in names], np.uint8)
-
-    def _numbered(self, file: str, count: int) -> list[str]:
-        """The names of an "id: name" list, in the spelling of CLASSES; the ids must be 1 to `count`, in order."""
-        path = self.file(file)
-        names = []
-        for number, line in enumerate(decode.text(path.read_bytes(), str(path)), 1):
-            index, colon, name = line.partition(":")
-            if not colon or index.strip() != str(number):
-                raise UserError(f"{path}: line {line[:60]!r}, expected '{number}: name'")
-            names.append(ALIASES.get(name.strip(), name.strip()))
-        if len(names) != count:
-            raise UserError(f"{path}: {len(names)} labels, expected {count}")
-        return names
 
     def names(self, split: str) -> list[str]:
         return decode.image_list(*self._voc.named(f"{_VOC}/ImageSets/Main/{split}.txt"))
@@ -75,3 +65,16 @@ class Reader(datasets.Reader):
         image = decode.photo(*self._voc.named(f"{_VOC}/JPEGImages/{name}.jpg"))
         data, where = self._labels.named(f"trainval/{name}.mat")
         return image, decode.relabel(decode.matlab(data, where, "LabelMap"), self._table, where)
+
+
+def _numbered(data: bytes, where: str, count: int) -> list[str]:
+    """The names of an "id: name" list, in the spelling of CLASSES; the ids must be 1 to `count`, in order."""
+    names = []
+    for number, line in enumerate(decode.text(data, where), 1):
+        index, colon, name = line.partition(":")
+        if not colon or index.strip() != str(number):
+            raise UserError(f"{where}: line {line[:60]!r}, expected '{number}: name'")
+        names.append(ALIASES.get(name.strip(), name.strip()))
+    if len(names) != count:
+        raise UserError(f"{where}: {len(names)} labels, expected {count}")
+    return names

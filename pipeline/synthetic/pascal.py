@@ -105,7 +105,7 @@ def _voc2010(pictures: Sequence[Picture], ids: Mapping[int, str]) -> Iterator[Me
 
 
 def render_context(settings: Rendered, folder: Path) -> None:
-    """PASCAL-Context: labels 1 to 459 of labels.txt, of which 59 count and the rest is background."""
+    """PASCAL-Context: labels 1 to 459 of a list among them, of which 59 count and the rest is background."""
     names = Path(__file__).with_name("context_labels.txt").read_text(encoding="utf-8").split()
     frequent = context.CLASSES[1:]
     raw = np.array([0] + [names.index(name) + 1 for name in frequent], np.uint16)
@@ -117,10 +117,10 @@ def render_context(settings: Rendered, folder: Path) -> None:
         for p in pictures:
             label = raw[p.label] + variant(p, p.label == 0, others)
             yield f"trainval/{ids[p.number]}.mat", mat({"LabelMap": label})
+        yield "trainval/labels.txt", lines(f"{i}: {name}" for i, name in enumerate(names, 1))
 
     write_tar(folder / _VOC2010, _voc2010(pictures, ids))
     write_tar(folder / "trainval.tar.gz", labels())
-    write(folder / "labels.txt", lines(f"{i}: {name}" for i, name in enumerate(names, 1)))
     write(folder / "59_labels.txt", lines(f"{i}: {name}" for i, name in enumerate(frequent, 1)))
 
 

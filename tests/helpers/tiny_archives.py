@@ -142,10 +142,10 @@ def context_() -> tuple[Files, Truth]:
         label = np.where(raw <= 400, 0, 460 - raw.astype(int)).astype(np.uint8)
         image = pixels(tar[f"VOCdevkit/VOC2010/JPEGImages/{name}.jpg"])
         truth["val" if name == "c" else "train"][name] = image, label
+    labels["trainval/labels.txt"] = "".join(f"{i}: {name}\n" for i, name in enumerate(names, 1)).encode()
     files: Files = {
         "VOCtrainval_03-May-2010.tar": tar,
         "trainval.tar.gz": labels,
-        "labels.txt": "".join(f"{i}: {name}\n" for i, name in enumerate(names, 1)).encode(),
         "59_labels.txt": "".join(f"{i}: {spelt.get(n, n)}\n" for i, n in enumerate(context.CLASSES[1:], 1)).encode(),
     }
     return files, truth

@@ -77,7 +77,7 @@ def test_evaluation_and_disk_by_hand() -> None:
     assert pixels == pytest.approx(1449 * 375 * 500 * (1.2 * 450 / 375) ** 2 * views)
     assert waiting == pytest.approx(1449 * 4.4)
     size, unknown = cost.archives(profile)
-    assert unknown == ["59_labels.txt", "labels.txt", "pascal_person_part.zip"]
+    assert unknown == ["59_labels.txt", "pascal_person_part.zip"]
     assert 42e9 < size < 44e9  # the README's 43 GB
     cityscapes = (2975 + 500) * 1024 * 2048 * 4 + 1525 * 1024 * 2048 * 3
     assert cost.prepared(params.datasets) > cityscapes

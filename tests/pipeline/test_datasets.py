@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+import real_context
 import tiny_archives
 from PIL import Image
 from pycocotools import mask
@@ -221,7 +222,9 @@ def test_real_context_and_person(real: Path, tmp_path: Path) -> None:
     names459 = [line.split(": ")[1] for line in (real / "context/labels.txt").read_text().splitlines()]
     names59 = [line.split(": ")[1] for line in (real / "context/59_labels.txt").read_text().splitlines()]
     seen = 0
-    with datasets.load("context").Reader(real / "context") as reader:
+    (tmp_path / "context").mkdir()
+    real_context.place(real, tmp_path / "context")
+    with datasets.load("context").Reader(tmp_path / "context") as reader:
         for split in ("train", "val"):
             assert reader.names(split) == voc[f"VOCdevkit/VOC2010/ImageSets/Main/{split}.txt"].decode().split()
             for name in reader.names(split):

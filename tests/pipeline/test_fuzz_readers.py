@@ -176,14 +176,19 @@ def read_all(name: str, folder: Path) -> None:
 
 
 def test_lists_of_labels(raw: Callable[[str], Path]) -> None:
+    """The one inside trainval.tar.gz, and the one beside it."""
     folder = raw("context")
-    whole = {name: (folder / name).read_bytes() for name in ("labels.txt", "59_labels.txt")}
+    files, _ = tiny_archives.context_()
+    members, inside = files["trainval.tar.gz"], "trainval/labels.txt"
+    whole = {inside: members[inside], "59_labels.txt": files["59_labels.txt"]}
 
     @settings(fuzz, max_examples=EXAMPLES // 2)
     @given(st.sampled_from(sorted(whole)), edits)
     def run(name: str, changes: list[Edit]) -> None:
-        for other, data in whole.items():
-            (folder / other).write_bytes(edited(data, changes) if name == other else data)
+        now = whole | {name: edited(whole[name], changes)}
+        tiny_archives.pack(
+            {"trainval.tar.gz": members | {inside: now[inside]}, "59_labels.txt": now["59_labels.txt"]}, folder
+        )
         read_all("context", folder)
 
     run()

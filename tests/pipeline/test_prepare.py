@@ -131,6 +131,7 @@ CITY = "gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png"
 GT = "pascal_person_part/pascal_person_part_gt/b.png"
 PERSON_LIST = "pascal_person_part/pascal_person_part_trainval_list/train_id.txt"
 ADE_LABEL = f"{ADE}/annotations/training/ADE_train_00000002.png"
+LABELS = "trainval/labels.txt"
 ADE_ZIP = "ADEChallengeData2016.zip"
 CLS = f"{S}/cls/d.mat"
 PNG = f"{V}/SegmentationClass/b.png"
@@ -237,8 +238,15 @@ ERRORS: dict[str, tuple[str, Callable[[Files], Any], str]] = {
     ),
     "Context's labels": (
         "context",
-        lambda files: files.update({"labels.txt": files["labels.txt"].rpartition(b"459: ")[0]}),
-        r"labels.txt: 458 labels, expected 459",
+        lambda files: files["trainval.tar.gz"].update(
+            {LABELS: files["trainval.tar.gz"][LABELS].rpartition(b"459: ")[0]}
+        ),
+        rf"trainval.tar.gz!{LABELS}: 458 labels, expected 459",
+    ),
+    "Context without labels": (
+        "context",
+        remove("trainval.tar.gz", "trainval/labels.txt"),
+        rf"trainval.tar.gz!{LABELS}: no such file in the archive",
     ),
     "NYUD's split": (
         "nyud",

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+import real_context
 from PIL import Image
 from scipy.io import loadmat, savemat
 
@@ -136,7 +137,7 @@ def test_ade20k(real: Path, raw: Callable[..., Path]) -> None:
 
 
 def test_context(real: Path, raw: Callable[..., Path]) -> None:
-    raw("context", *(real / "context").iterdir())
+    real_context.place(real, raw("context"))
     voc, maps = (members(real / "context" / name) for name in ("VOCtrainval_03-May-2010.tar", "trainval.tar.gz"))
 
     def expected() -> Expected:
