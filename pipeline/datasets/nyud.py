@@ -1,13 +1,14 @@
 """NYUDv2, 40 classes.
 
-    nyu_depth_v2_labeled.mat   HDF5: images N x 3 x W x H uint8, labels N x W x H uint16 (0 = none, 1 to 894)
+    nyu_depth_v2_labeled.mat   HDF5: images N x 3 x W x H uint8, labels N x W x H (0 = none, 1 to 894)
     splits.mat                 trainNdxs, testNdxs: 1-based; "val" here is the test split, which the paper scores
     classMapping40.mat         mapClass: 894 labels -> 1 to 40, className
 
-The white frame around each image is removed, as the authors' code asks: it is left over from the
-undistortion of the photograph, its width varies, and its labels are mostly 0. Removed are the outermost rows and
-columns that are white (255, 255, 255) from end to end, as many as there are, up to an eighth of a side; the label is
-cut to the same box. Where the frame is bent, its last pixels stay. An image without a frame stays as it is.
+The white frame around each image is removed, as the authors' code asks: it is left over from the undistortion of the
+photograph, and its labels are mostly 0. What is kept of the 480 x 640 pixels are rows 6 to 473 and columns 7 to 631,
+of every image: the three images in the authors' repository have the 468 x 625 pixels that this leaves. The white itself
+is not looked for, so that neither a white wall nor a copy that went through JPEG changes the box. Drawn images of
+another size are cut at the same share of their sides.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline import datasets
 from pipeline.formats import decode, hdf5, label_images
@@ -38,6 +38,7 @@ CLASSES = (
 PALETTE = label_images.colour_map(len(CLASSES), start=1)
 COUNTS = {"train": 795, "val": 654}
 TYPICAL_SIZE = (480, 640)  # all are
+BOX = ((6, 474), (7, 632))  # the first row that is kept, the first that is not; columns
 
 LABELS = 894
 
@@ -107,18 +108,14 @@ class Reader(datasets.Reader):
         if image.dtype != np.uint8:
             raise UserError(f"{self.raw / _DATA}: images are {image.dtype}, expected uint8")
         image = image.transpose(2, 1, 0)  # MATLAB's columns first: 3 x W x H -> H x W x 3
-        box = frame(image)
+        box = inside_frame(image.shape[0], image.shape[1])
         return np.ascontiguousarray(image[box]), decode.relabel(label.T[box], self._table, self.where(split, name))
 
 
-def frame(image: Array) -> tuple[slice, slice]:
-    """The box inside the white frame of `image` (H x W x 3): rows, columns. See the module's text."""
-    white = (image == 255).all(axis=2)
-    return _inside(white.all(axis=1)), _inside(white.all(axis=0))
-
-
-def _inside(white: npt.NDArray[np.bool_]) -> slice:
-    limit = len(white) // 8
-    first = int(np.argmin(np.append(white[:limit], False)))
-    last = int(np.argmin(np.append(white[::-1][:limit], False)))
-    return slice(first, len(white) - last)
+def inside_frame(height: int, width: int) -> tuple[slice, slice]:
+    """The box that is kept of an image: rows, columns. See the module's text."""
+    rows, columns = (
+        slice(*((2 * edge * side + whole) // (2 * whole) for edge in edges))  # rounded, half up
+        for edges, side, whole in zip(BOX, (height, width), TYPICAL_SIZE, strict=True)
+    )
+    return rows, columns

@@ -28,9 +28,10 @@ def _raw_classes() -> tuple[list[str], NDArray[np.uint8]]:
 def render(settings: Rendered, folder: Path) -> None:
     """The labelled subset with its 894 raw classes and white borders, the split, the mapping to 40 classes."""
     names, mapping = _raw_classes()
-    # Kinect's images are framed in white, and nothing is labelled there: 5 to 9 of 480 rows, 6 to 9 of 640 columns.
-    frame = max(1, settings.height // 48)
-    size = (settings.height - 2 * frame, settings.width - 2 * frame)
+    # Kinect's images are framed in white, and nothing is labelled there.
+    rows, columns = nyud.inside_frame(settings.height, settings.width)
+    size = (rows.stop - rows.start, columns.stop - columns.start)
+    frame = (rows.start, settings.height - rows.stop), (columns.start, settings.width - columns.stop)
     pictures = paint("nyud", nyud.CLASSES, settings, "indoor", void="seams", size=size)
     options = [[int(raw) for raw in np.flatnonzero(mapping == klass) + 1] for klass in range(1, 41)]
 
@@ -43,7 +44,7 @@ def render(settings: Rendered, folder: Path) -> None:
 
     def images() -> Iterator[NDArray[np.uint8]]:
         for p in pictures:
-            yield np.pad(p.image, ((frame, frame), (frame, frame), (0, 0)), constant_values=255).transpose(2, 1, 0)
+            yield np.pad(p.image, (*frame, (0, 0)), constant_values=255).transpose(2, 1, 0)
 
     file = Mat73()
     file.stack("images", images(), len(pictures), "uint8")

@@ -151,24 +151,22 @@ def context_() -> tuple[Files, Truth]:
     return files, truth
 
 
-def nyud_(frame: tuple[int, int, int, int] = (2, 1, 3, 2)) -> tuple[Files, Truth]:
-    """Four images, the first with a white frame `frame` (top, bottom, left, right) wide."""
+def nyud_(size: tuple[int, int] = (H, W), dtype: npt.DTypeLike = np.uint16) -> tuple[Files, Truth]:
+    """Four images, the first of them white; labels of a type of number. So small, they lose nothing to the frame."""
     random = np.random.default_rng(0)
-    images = random.integers(0, 255, (4, H, W, 3)).astype(np.uint8)
-    raw = random.integers(0, 895, (4, H, W)).astype(np.uint16)
-    top, bottom, left, right = frame
-    inner = slice(top, H - bottom), slice(left, W - right)
-    framed = np.full((H, W, 3), 255, np.uint8)
-    framed[inner] = images[0][inner]
-    images[0] = framed
+    images = random.integers(0, 256, (4, *size, 3)).astype(np.uint8)
+    images[0] = 255
+    highest = np.iinfo(dtype).max if np.dtype(dtype).kind in "iu" else 894
+    raw = random.integers(0, min(895, highest + 1), (4, *size)).astype(np.uint16)
     mapping = np.concatenate([np.arange(1, 41), random.integers(1, 41, 854)]).astype(np.uint8)
     file = io.BytesIO()
     with h5py.File(file, "w") as hdf5:
         hdf5["images"] = images.transpose(0, 3, 2, 1)
-        hdf5["labels"] = raw.transpose(0, 2, 1)
+        hdf5["labels"] = raw.transpose(0, 2, 1).astype(dtype)
     table = np.concatenate([[255], mapping - 1]).astype(np.uint8)
     labels = table[raw]
-    pair = [(images[0][inner], labels[0][inner]), *zip(images[1:], labels[1:], strict=True)]
+    box = (slice(6, 474), slice(7, 632)) if size == (480, 640) else (slice(None), slice(None))
+    pair = [(image[box], label[box]) for image, label in zip(images, labels, strict=True)]
     files: Files = {
         "nyu_depth_v2_labeled.mat": file.getvalue(),
         "splits.mat": mat(trainNdxs=np.array([[4], [1]], np.uint16), testNdxs=np.array([[2]], np.uint16)),
@@ -177,7 +175,8 @@ def nyud_(frame: tuple[int, int, int, int] = (2, 1, 3, 2)) -> tuple[Files, Truth
     return files, {"train": {"0004": pair[3], "0001": pair[0]}, "val": {"0002": pair[1]}}
 
 
-def sunrgbd_() -> tuple[Files, Truth]:
+def sunrgbd_(dtype: npt.DTypeLike = np.float64) -> tuple[Files, Truth]:
+    """Labels of a type of number. Two directories have a final slash, as two thirds do in the official lists."""
     draw, prefix = Draw(), "/n/fs/sun3d/data/SUNRGBD/"
     folders = ["kv2/kinect2data/a", "realsense/lg/b", "xtion/sun3ddata/c/d"]
     files = ["000.jpg", "b.jpg", "c_rgb.jpg"]
