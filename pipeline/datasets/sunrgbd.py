@@ -7,7 +7,11 @@
                          SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat   alltrain, alltest: directories
 
 Directories are written as on the authors' machine, "/n/fs/sun3d/data/SUNRGBD/kv2/..."; what follows "SUNRGBD/" counts.
-"val" is the test split, which the paper scores. Label 0 is void. An image's name is its 1-based place in SUNRGBDMeta.
+Two thirds of them end in a slash, and the paths of their images have a doubled one ("<directory>//image/<file>.jpg"),
+which the zip presumably has not: all are compared, and the zip is searched, as if slashes were single. "val" is the
+test split, which the paper scores. Label 0 is void. Labels may be of any type of number: as doubles, which they most
+likely are, they take 52 GB, and public code says that one needs 64 GB of memory for them. An image's name is its
+1-based place in SUNRGBDMeta.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ _SEG37 = "SUNRGBDtoolbox/Metadata/seg37list.mat"
 _ALLSPLIT = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
 _META_LIMIT = 1 << 32  # bytes; it has the 3-D boxes of all images, too
 _IMAGES_LIMIT = 1_000_000
+_SPELT = {name.replace("_", ""): name for name in CLASSES}
 _TABLE = np.array([IGNORE_INDEX, *range(len(CLASSES))], np.uint8)
 
 
@@ -51,10 +56,11 @@ class Reader(datasets.Reader):
     def __init__(self, raw: Path) -> None:
         super().__init__(raw)
         self._pictures = self.archive("SUNRGBD.zip")
+        self._members = {_relative(member): member for member in self._pictures if member.endswith((".jpg", ".png"))}
         self._toolbox = self.archive("SUNRGBDtoolbox.zip")
         data, where = self._toolbox.named(_SEG37)
         found = decode.strings(decode.matlab(data, where, "seg37list"), where)
-        decode.check_classes(found, CLASSES, where)
+        decode.check_classes([_SPELT.get(_bare(text), text) for text in found], CLASSES, where)
         self._paths = self._read_paths()
         if len(self._references) != len(self._paths):
             where = self._toolbox.where(_SEG)
@@ -102,10 +108,16 @@ class Reader(datasets.Reader):
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
         index = int(name) - 1
         directory, file = self._paths[index]
-        image = decode.photo(*self._pictures.named(f"SUNRGBD/{directory}/image/{file}"))
+        path = f"{directory}/image/{file}"
+        image = decode.photo(*self._pictures.named(self._members.get(path, f"SUNRGBD/{path}")))
         found = self._data.referenced(self._references[index], f"[{name}]")
         label = self._data.read(found, (), f"[{name}]", decode.PIXELS)
         return image, decode.relabel(label.T, _TABLE, self.where(split, name))
+
+
+def _bare(text: str) -> str:
+    """A class's name without what its writers differ in: "floor_mat", "floor mat", "Floor-mat"."""
+    return text.lower().translate(str.maketrans("", "", " _-"))
 
 
 def _relative(path: str) -> str:

@@ -58,13 +58,20 @@ def index_png(data: bytes, where: str, modes: Sequence[str]) -> Array:
 
 
 def relabel(raw: npt.NDArray[Any], table: Array, where: str) -> Array:
-    """`table[raw]`; UserError where `raw` (any integer type) has a value that the table has no entry for."""
-    if raw.ndim != 2 or raw.dtype.kind not in "ui":
-        raise UserError(f"{where}: label is {raw.dtype} {raw.shape}, expected height x width integers")
-    low, high = (int(raw.min()), int(raw.max())) if raw.size else (0, 0)
-    if low < 0 or high >= len(table):
-        raise UserError(f"{where}: label {low if low < 0 else high}, expected 0 to {len(table) - 1}")
+    """`table[raw]`; UserError where `raw` has a value that is not whole or that the table has no entry for.
+
+    The values are of any type of number: what MATLAB has computed is double, whatever it counts.
+    """
+    if raw.ndim != 2 or raw.dtype.kind not in "buif":
+        raise UserError(f"{where}: label is {raw.dtype} {raw.shape}, expected height x width numbers")
     raw = np.ascontiguousarray(raw)  # MATLAB's are columns first, in which the rest would take twice the time
+    if raw.dtype.kind == "f" and not (whole := raw == np.floor(raw)).all():  # NaN is not equal to itself
+        raise UserError(f"{where}: label {raw[~whole][0]:g}, expected whole numbers, 0 to {len(table) - 1}")
+    low, high = (raw.min(), raw.max()) if raw.size else (0, 0)
+    if low < 0 or high >= len(table):
+        raise UserError(f"{where}: label {low if low < 0 else high:.15g}, expected 0 to {len(table) - 1}")
+    if raw.dtype.kind in "bf":
+        raw = raw.astype(np.uint16 if len(table) > 256 else np.uint8)
     if raw.dtype == np.uint8 and np.array_equal(table, np.arange(len(table))):
         return raw
     return table.take(raw, mode="clip")  # clips nothing here, and takes half the time of table[raw]

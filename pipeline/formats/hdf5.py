@@ -16,7 +16,8 @@ from typing import Any
 from pipeline.formats.archive import printable
 from refinenet.errors import UserError
 
-_KINDS = {"u": "unsigned integers", "O": "references"}
+NUMBERS = "uif"  # NumPy's kinds: MATLAB keeps a variable in the type in which it was computed, mostly double
+_KINDS = {NUMBERS: "numbers", "O": "references"}
 
 
 @contextmanager
@@ -43,8 +44,8 @@ class File:
     def close(self) -> None:
         self._file.close()
 
-    def dataset(self, name: str, kinds: str = "u") -> Any:
-        """The data set "group/name" of a NumPy kind in `kinds`: "u" unsigned integers, "O" references."""
+    def dataset(self, name: str, kinds: str = NUMBERS) -> Any:
+        """The data set "group/name" of a NumPy kind in `kinds`: NUMBERS, or "O" references."""
         import h5py
 
         found: Any = self._file
@@ -58,9 +59,9 @@ class File:
             return self._plain(found, name, kinds)
 
     def referenced(self, reference: Any, name: str) -> Any:
-        """The data set of unsigned integers that `reference` leads to; `name` is what errors call it."""
+        """The data set of numbers that `reference` leads to; `name` is what errors call it."""
         with _one_line(f"{self.where}{name}: cannot be read"):
-            return self._plain(self._file[reference], name, "u")
+            return self._plain(self._file[reference], name, NUMBERS)
 
     def read(self, dataset: Any, index: int | tuple[()], name: str, limit: int) -> Any:
         """`dataset[index]`; UserError where that is damaged or more than `limit` numbers."""

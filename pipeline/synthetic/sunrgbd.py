@@ -36,6 +36,11 @@ def _place(number: int) -> tuple[str, str]:
     return f"SUNRGBD/{folder}", stem
 
 
+def _listed(folder: str) -> str:
+    """The path of a frame's folder on the authors' machine, which for two of the four sensors ends in a slash."""
+    return f"{_HOME}{folder}{'/' if folder.startswith(('SUNRGBD/realsense', 'SUNRGBD/xtion')) else ''}"
+
+
 def render(settings: Rendered, folder: Path) -> None:
     """SUNRGBD.zip with the frames, SUNRGBDtoolbox.zip with their labels (0 = void, 1 to 37) and the split."""
     pictures = paint("sunrgbd", sunrgbd.CLASSES, settings, "indoor", void="seams")
@@ -48,7 +53,7 @@ def render(settings: Rendered, folder: Path) -> None:
 
     def toolbox() -> Iterator[Member]:
         split = {"alltrain": "train", "alltest": "val"}
-        folders = {key: [_HOME + _place(p.number)[0] for p in pictures if p.split == s] for key, s in split.items()}
+        folders = {key: [_listed(_place(p.number)[0]) for p in pictures if p.split == s] for key, s in split.items()}
         yield "SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat", _labels(pictures)
         yield "SUNRGBDtoolbox/Metadata/SUNRGBDMeta.mat", mat({"SUNRGBDMeta": _metadata(pictures)})
         yield "SUNRGBDtoolbox/Metadata/seg37list.mat", mat({"seg37list": cells(sunrgbd.CLASSES)})
@@ -62,7 +67,8 @@ def _labels(pictures: list[Picture]) -> bytes:
     """The struct array SUNRGBD2Dseg with its field seglabel: N x 1 references to W x H maps."""
     file = Mat73()
     file.file.create_group("SUNRGBD2Dseg").attrs["MATLAB_class"] = np.bytes_("struct")
-    maps = ((np.ascontiguousarray(shifted(p.label).T), "uint8") for p in pictures)
+    # MATLAB's own type, which nobody has converted: public code casts what it reads, and needs 64 GB to load all of it.
+    maps = ((np.ascontiguousarray(shifted(p.label).T, np.float64), "double") for p in pictures)
     seglabel = file.cell("SUNRGBD2Dseg/seglabel", maps, (len(pictures), 1))
     del seglabel.attrs["MATLAB_class"]  # a field of a struct array is no cell array
     return file.content()
@@ -77,7 +83,7 @@ def _metadata(pictures: list[Picture]) -> NDArray[Any]:
         camera = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]], np.float64)
         structs[0, p.number] = (
             *(place, np.zeros((0, 0)), np.eye(3), camera),
-            *(f"{_HOME}{place}/depth/{stem}.png", f"{_HOME}{place}/image/{stem}.jpg"),
+            *(f"{_listed(place)}/depth/{stem}.png", f"{_listed(place)}/image/{stem}.jpg"),
             *(np.eye(3), f"{stem}.png", f"{stem}.jpg", place.split("/")[1], 1, np.zeros((0, 0))),
         )
     return structs

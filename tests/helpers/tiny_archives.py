@@ -182,12 +182,14 @@ def sunrgbd_(dtype: npt.DTypeLike = np.float64) -> tuple[Files, Truth]:
     files = ["000.jpg", "b.jpg", "c_rgb.jpg"]
     photos = [draw.photo() for _ in folders]
     labels = [draw.label(38) for _ in folders]
+    spelt = [folders[0], f"{folders[1]}/", f"{folders[2]}/"]
     meta = np.zeros((1, 3), [("sequenceName", object), ("rgbpath", object), ("rgbname", object)])
     for index, (folder, file) in enumerate(zip(folders, files, strict=True)):
-        meta[0, index] = (f"SUNRGBD/{folder}", f"{prefix}{folder}/image/{file}", file)
+        meta[0, index] = (f"SUNRGBD/{folder}", f"{prefix}{spelt[index]}/image/{file}", file)
     seg = io.BytesIO()
     with h5py.File(seg, "w") as hdf5:
-        references = [hdf5.create_dataset(f"#refs#/{i}", data=label.T).ref for i, label in enumerate(labels)]
+        maps = [label.T.astype(dtype) for label in labels]
+        references = [hdf5.create_dataset(f"#refs#/{index}", data=values).ref for index, values in enumerate(maps)]
         hdf5.create_group("SUNRGBD2Dseg")["seglabel"] = np.array(references, h5py.ref_dtype)[:, None]
     box = "SUNRGBDtoolbox"
     toolbox = {
@@ -195,7 +197,7 @@ def sunrgbd_(dtype: npt.DTypeLike = np.float64) -> tuple[Files, Truth]:
         f"{box}/Metadata/SUNRGBD2Dseg.mat": seg.getvalue(),
         f"{box}/Metadata/seg37list.mat": mat(seg37list=cell(list(sunrgbd.CLASSES))),
         f"{box}/traintestSUNRGBD/allsplit.mat": mat(
-            alltrain=cell([f"{prefix}{folders[2]}", f"{prefix}{folders[0]}/"]),
+            alltrain=cell([f"{prefix}{spelt[2]}", f"{prefix}{folders[0]}"]),
             alltest=cell([f"/n/fs/sun3d/data//SUNRGBD/{folders[1]}"]),
         ),
     }

@@ -231,7 +231,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "HDF5: texts": (
         "nyud",
         hdf5(lambda file: replaced(file, "labels", data=np.full((4, W, H), "a", h5py.string_dtype()))),
-        f"{NYUD}: labels is object, expected unsigned integers",
+        f"{NYUD}: labels is object, expected numbers",
     ),
     "json: an object of no image": (
         "coco",

@@ -175,7 +175,7 @@ ERRORS: dict[str, tuple[str, Callable[[Files], Any], str]] = {
     "float label": (
         "context",
         put("trainval.tar.gz", "trainval/b.mat", mat(LabelMap=np.zeros((H, W)) + 0.5)),
-        r"trainval/b.mat: label is float64 \(24, 40\), expected height x width integers",
+        r"trainval/b.mat: label 0.5, expected whole numbers, 0 to 459",
     ),
     "sizes differ": (
         "voc",

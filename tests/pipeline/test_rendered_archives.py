@@ -54,12 +54,12 @@ GOLDEN: dict[str, dict[str, str]] = {
     },
     "nyud": {
         "classMapping40.mat": "48721f4ced5b6bceab96bf214dfff3b0b681b33e257cb2a863373df4973e9260",
-        "nyu_depth_v2_labeled.mat": "986328fb73cc71531a30b141236924cc76721a038fa5673a3d7aafc53d2bfc72",
+        "nyu_depth_v2_labeled.mat": "e3e3858de3507e5bd1a805be6a9264725a4853ea94b6da41143a0643811fad33",
         "splits.mat": "a357d10d02e5e3ebd492d1cc8194ede98647da277f71dd75ca033b8e64abc2e5",
     },
     "sunrgbd": {
         "SUNRGBD.zip": "539e0f8e57277d5e66262f2d3ea89c6028a4eb1976d73f1ed7d4a4b376eb5bf0",
-        "SUNRGBDtoolbox.zip": "fed8692c4de5655dbc1e4e8eeef86e93cbaba06ffae77ba79ceebb125d060a7e",
+        "SUNRGBDtoolbox.zip": "5181932b2eafa518f56800cb197e66f89f9f3ed58647716f3cf030fbd9c74133",
     },
     "cityscapes": {
         "gtFine_trainvaltest.zip": "dbe0b23baa631912a5667df1bd4dcf3aa7e3b0ac2a42fa53176df89f19c376ea",
@@ -235,17 +235,19 @@ def read_sunrgbd(folder: Path) -> Iterator[Sample]:
     train, test = ([cell[0] for cell in split[key][0]] for key in ("alltrain", "alltest"))
     assert load_mat(toolbox["SUNRGBDtoolbox/Metadata/seg37list.mat"])["seg37list"].shape == (1, 37)
     assert meta.shape == (1, len(train) + len(test))
+    assert any(directory.endswith("/") for directory in train)
+    assert not all(directory.endswith("/") for directory in train)
     with h5py.File(io.BytesIO(toolbox["SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat"])) as file:
         references = file["SUNRGBD2Dseg"]["seglabel"]
         assert references.shape == (meta.size, 1)
         for i, struct in enumerate(meta[0]):
             path, directory = struct["rgbpath"][0], struct["rgbpath"][0].rsplit("/", 2)[0]
             assert path == f"{directory}/image/{struct['rgbname'][0]}"
-            assert f"/n/fs/sun3d/data/{struct['sequenceName'][0]}" == directory
+            assert f"/n/fs/sun3d/data/{struct['sequenceName'][0]}" == directory.rstrip("/")
             assert (directory in train) != (directory in test)
             label = file[references[i, 0]][()].T
-            assert label.dtype == np.uint8
-            image = picture(images[path.removeprefix("/n/fs/sun3d/data/")], "RGB")
+            assert label.dtype == np.float64
+            image = picture(images[path.removeprefix("/n/fs/sun3d/data/").replace("//", "/")], "RGB")
             yield "train" if directory in train else "val", image, from_one(label)
 
 
