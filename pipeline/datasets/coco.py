@@ -10,6 +10,8 @@ The paper does not say how objects become labels. These rules are ours, after to
 - Objects of the 60 categories that VOC does not have are background.
 - Void are regions of crowds (`iscrowd`) of a VOC class, which are labelled as a whole, and pixels that two objects of
   different classes claim. (torchvision's code: crowds are objects, and what any two objects claim is void.)
+- Polygons of fewer than three points are no area: they are left out, with one line that counts them, as detectron2
+  (data/datasets/coco.py) does; so are objects that have no other. Whether train2014 has one is not known.
 
 Masks are what pycocotools makes of polygons. The JSON has 300 MB: it is read once, piece by piece; what is needed of
 it goes to a file without a name, from which `read` takes the objects of its image.
@@ -20,6 +22,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +67,15 @@ class Reader(datasets.Reader):
         self._sizes: list[tuple[int, int]] = []  # height, width
         self._starts = np.zeros(1, np.int64)  # where a row's objects begin in _offsets; one more at the end
         self._offsets = self._lengths = np.zeros(0, np.int64)
+        self._flat = [0, 0]  # polygons of fewer than three points, and objects without any other
         self._objects = self._index()
+        if any(self._flat):
+            polygons, alone = self._flat
+            print(
+                f"warning: {self._annotations.where(_JSON)}: left out {polygons} polygon{'s' * (polygons != 1)} of "
+                f"fewer than three points and {alone} object{'s' * (alone != 1)} without any other",
+                file=sys.stderr,
+            )
 
     def names(self, split: str) -> list[str]:
         return list(self._names)
@@ -121,9 +132,16 @@ class Reader(datasets.Reader):
                     if klass is None:
                         continue
                     owner, crowd = _whole(item, "image_id", where), bool(item.get("iscrowd"))
+                    segmentation = item.get("segmentation")
+                    if isinstance(segmentation, list):
+                        segmentation, given = [p for p in segmentation if not _is_flat(p)], len(segmentation)
+                        self._flat[0] += given - len(segmentation)
+                        if not segmentation:
+                            self._flat[1] += 1
+                            continue
                     if not crowd:
                         areas[owner] = areas.get(owner, 0.0) + _number(item, "area", where)
-                    data = json.dumps([klass, crowd, item.get("segmentation")]).encode()
+                    data = json.dumps([klass, crowd, segmentation]).encode()
                     owners.append(owner)
                     offsets.append(offset)
                     lengths.append(len(data))
@@ -213,6 +231,11 @@ def _mask(segmentation: Any, size: tuple[int, int], where: str) -> Any:
             )
         runs = mask.merge(mask.frPyObjects(polygons, height, width))
     return mask.decode(runs).astype(np.bool_)
+
+
+def _is_flat(polygon: Any) -> bool:
+    """Whether it is a list of numbers, x and y of fewer than three points."""
+    return isinstance(polygon, list) and len(polygon) < 6
 
 
 def _check_polygon(polygon: Any, size: tuple[int, int], where: str) -> None:

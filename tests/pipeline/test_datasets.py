@@ -263,6 +263,35 @@ def test_coco_as_torchvision_and_voc_have_it() -> None:
     assert coco.CLASSES == datasets.load("voc").CLASSES
 
 
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_coco_objects_of_too_few_points(number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Left out and counted in one line: those that are all there is of an object, and those beside a real polygon."""
+    person, cat = [tiny_archives.box(0, 0, 40, 40)], [tiny_archives.box(0, 0, 30, 40)]
+    flat: list[list[list[float]]] = [[[1, 1]], [[50, 1, 55, 9], [1, 2, 3]], []]
+    objects = [
+        tiny_archives.annotation(1, [*person, *[[50, 1, 55, 9]] * number], 1600),
+        tiny_archives.annotation(17, cat, 1200, 9),
+        # By their own area these would be kept.
+        *(tiny_archives.annotation(18, segmentation, 2000, 10) for segmentation in flat[:number]),
+    ]
+    files, _ = tiny_archives.coco_(objects)
+    tiny_archives.pack(files, tmp_path)
+    with coco.Reader(tmp_path) as reader:
+        assert reader.names("train") == ["7", "9"]
+        for name, klass, width in (("7", 15, 40), ("9", 8, 30)):
+            _, label = reader.read("train", name)
+            assert label is not None
+            assert (label[:, :width] == klass).all()
+            assert not label[:, width:].any()
+    where = tmp_path / "annotations_trainval2014.zip!annotations/instances_train2014.json"
+    told = {
+        0: "",
+        1: f"warning: {where}: left out 2 polygons of fewer than three points and 1 object without any other\n",
+        3: f"warning: {where}: left out 6 polygons of fewer than three points and 3 objects without any other\n",
+    }
+    assert capsys.readouterr().err == told[number]
+
+
 def test_coco_as_pycocotools_reads_it(tmp_path: Path) -> None:
     """Drawn archives, with one object's mask in each of pycocotools' three forms."""
     render("coco", Rendered(train=8, val=1), tmp_path)

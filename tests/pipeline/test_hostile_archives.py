@@ -248,10 +248,10 @@ CASES: dict[str, tuple[str, Change, str]] = {
         coco_text(lambda text: text.replace(b'"7.jpg"', b'"../7.jpg"')),
         "file_name is '../7.jpg', expected <name>.jpg",
     ),
-    "json: a polygon of two corners": (
+    "json: a polygon of three corners and a half": (
         "coco",
-        coco(annotation(1, [[1, 1, 2, 2]], 4)),
-        r"\[7\]: polygon \[1, 1, 2, 2\], expected",
+        coco(annotation(1, [[1, 1, 2, 2, 3, 1, 5]], 4)),
+        r"\[7\]: polygon \[1, 1, 2, 2, 3, 1, 5\], expected",
     ),
     "json: a polygon of texts": ("coco", coco(annotation(1, [["a"] * 6], 4)), "a corner at 'a' of 60 pixels"),
     "json: a polygon of miles": (
