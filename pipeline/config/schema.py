@@ -150,9 +150,10 @@ class Download:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Settings of `prepare`. `official_counts`: stop unless each split has as many images as the paper says.
+    """Settings of `prepare`. `official_counts`: stop unless each split has as many images as the official release.
 
-    `limit`: at most so many images of each split, to try something out (pipeline/rehearse.py); None: all.
+    Where no source confirms that number (Person-Part's test list), another one is a warning. `limit`: at most so many
+    images of each split, to try something out (pipeline/rehearse.py); None: all.
     """
 
     official_counts: bool = False

@@ -53,6 +53,10 @@ class Reader(ABC):
         """How many images the archives have of `split`, which is what COUNTS counts: also those that are not used."""
         return len(self.names(split))
 
+    def is_verified(self, split: str) -> bool:
+        """Whether a source confirms the count that COUNTS has for `split`; where none does, another one is no error."""
+        return True
+
     @abstractmethod
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
         """One image (H x W x 3, uint8, RGB) and its label (H x W, uint8: class index, 255 = void; "test": None)."""

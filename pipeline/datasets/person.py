@@ -64,6 +64,10 @@ class Reader(datasets.Reader):
             self._found[split] = self._search(f"{_VOC}/ImageSets/Main/{split}.txt")
         return list(self._found[split])
 
+    def is_verified(self, split: str) -> bool:
+        # 1,716 is told by code that uses the list, 1,817 by nobody; what merging the raw annotations gives, by nobody.
+        return self._ready and split == "train"
+
     def _search(self, member: str) -> list[str]:
         """The images of VOC's list `member` that have a part of a person; every annotation is read for it."""
         listed = decode.image_list(*self._voc.named(member))

@@ -55,6 +55,11 @@ def fetch(
         for url in (source.url, *source.mirrors):
             try:
                 _from(url, source, target, known, room, stop)
+                if url != source.url and not checksums.has_checksum(source):
+                    checksums.say(
+                        f"warning: {target.name} comes from the mirror {url}: no checksum is published, so it may be "
+                        f"another version than that of {source.url}"
+                    )
                 return
             except CopyError as reason:
                 path = local.folder(url) if url.startswith("file://") else None

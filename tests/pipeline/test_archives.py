@@ -203,6 +203,23 @@ def test_mirrors_are_tried_in_order(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "x.tar").read_bytes() == DATA
 
 
+def test_a_mirror_that_nothing_checks_may_have_another_version(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Person-Part's zip, of which no checksum is published and several versions are said to be about."""
+    server.answer = lambda handler, n: handler.fail(404) if handler.path == "/x.tar" else handler.send()
+    mirror = f"http://{server.host}/copy.tar"
+    sources.fetch(Source(server.url, mirrors=(mirror,)), tmp_path / "x.tar")
+    assert capsys.readouterr().err == (
+        f"warning: x.tar comes from the mirror {mirror}: no checksum is published, so it may be another version than "
+        f"that of {server.url}\n"
+    )
+    sources.fetch(Source(server.url, md5=MD5, mirrors=(mirror,)), tmp_path / "checked.tar")
+    server.answer = lambda handler, n: handler.send()
+    sources.fetch(Source(server.url, mirrors=(mirror,)), tmp_path / "first.tar")
+    assert capsys.readouterr().err == ""
+
+
 def test_file_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "project").mkdir()
     (tmp_path / "my data").mkdir()

@@ -375,6 +375,41 @@ def test_official_counts(project: Path) -> None:
     assert not (project / "data/ade20k").exists()
 
 
+def official(name: str, counts: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `prepare` expect these counts."""
+    Path("settings.json").write_text(json.dumps({"prepare": {name: {"official_counts": True}}}))
+    monkeypatch.setattr(datasets.load(name), "COUNTS", counts)
+
+
+def test_a_count_that_nobody_confirms_warns(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Person-Part's 1,817; its 1,716 are told by others, and stop."""
+    place("person")
+    official("person", {"train": 2, "val": 1817}, monkeypatch)
+    prepare.run("person")
+    assert len(Split(project / "data/person/val.arrow")) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert line == (
+        "warning: PASCAL Person-Part: val has 1 images, expected 1817; no source confirms that number, "
+        "so it is no error"
+    )
+    official("person", {"train": 2, "val": 1}, monkeypatch)
+    prepare.run("person")
+    assert "warning" not in capsys.readouterr().err
+    official("person", {"train": 1716, "val": 1817}, monkeypatch)
+    with pytest.raises(UserError, match=r"^PASCAL Person-Part: train has 2 images, expected 1716; val has 1 "):
+        prepare.run("person")
+
+
+def test_no_other_count_is_unsure(project: Path) -> None:
+    for name in datasets.NAMES:
+        place(name)
+        with datasets.load(name).Reader(project / "data/raw" / name) as reader:
+            unsure = [split for split in datasets.load(name).COUNTS if not reader.is_verified(split)]
+        assert unsure == (["val"] if name == "person" else [])
+
+
 def test_as_a_command(project: Path) -> None:
     """Exit codes, one line on stderr without a terminal, and no import of torch, which would cost seconds."""
     place("ade20k")
