@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import preflight
-from pipeline.config.profiles import PARAMS, PROFILES, read_params
+from pipeline.config.profiles import PARAMS, PROFILES, bases, read_params, read_profile, read_yaml
 from pipeline.config.resolve import SETTINGS, resolve
 from pipeline.config.schema import TorchvisionWeights
 from pipeline.runtime import cli
@@ -33,9 +33,32 @@ def check_weights(settings: Mapping[str, Mapping[str, Any]]) -> None:
                 raise UserError(f"{PROFILES / read_params().profile}.yaml: {error}") from None
 
 
+def check_mirror() -> None:
+    """Warn where a mirror has been set on data sets that are drawn, for which nobody looks into it.
+
+    Not where a profile on top of the one that sets the mirror has them drawn: it means it (profiles/released.yaml).
+    """
+    params = read_params()
+    names = (params.profile, *bases(params.profile))
+    layers = [read_yaml(PROFILES / f"{name}.yaml") for name in names]
+    profile, where = read_profile(params.profile)
+    if not any(local.folder(entry) is not None for entry in profile.mirror):
+        return
+    above = layers[: next(level for level, values in enumerate(layers) if "mirror" in values)]
+    meant = {data for values in above for data in values.get("sources", {})}
+    drawn = [data for data in params.datasets if profile.sources.get(data) == "rendered" and data not in meant]
+    if drawn:
+        print(
+            f"warning: {where}: mirror is not looked into for {', '.join(drawn)}: their archives are drawn "
+            "(`rendered`); name the files under `sources`, or take `base: paper`",
+            file=sys.stderr,
+        )
+
+
 def run() -> None:
     """Resolve params.yaml and the profile, check them, write settings.json."""
     settings = resolve()
+    check_mirror()
     if cli.dvc_targets() == []:
         preflight.check(settings)  # of one target, its stages say what they lack when they start
     check_weights(settings)

@@ -295,6 +295,49 @@ def test_what_changes_no_result_is_in_no_setting_of_a_stage(project: Path) -> No
         resolve.resolve()
 
 
+def warned(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    settings.run()
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_mirror_beside_drawn_archives_is_told_of(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody looks into it: who writes it expects that her archives are used."""
+    assert warned(capsys) == []
+    Path("profiles/lab.yaml").write_text("base: mini\nmirror: [/data/archives]\n")
+    edit("params.yaml", profile="lab")
+    told = "profiles/lab.yaml: mirror is not looked into for {}: their archives are drawn (`rendered`); "
+    told += "name the files under `sources`, or take `base: paper`"
+    every = "voc, context, person, nyud, sunrgbd, cityscapes, ade20k, coco"
+    assert warned(capsys) == [f"warning: {told.format(every)}"]
+    edit("profiles/lab.yaml", sources={"voc": {"benchmark.tgz": {"url": "file:///data/archives/benchmark.tgz"}}})
+    assert warned(capsys) == [f"warning: {told.format(every.removeprefix('voc, '))}"]
+    edit("profiles/lab.yaml", mirror=["${NO_SUCH_VARIABLE}"])
+    assert warned(capsys) == []
+
+
+def test_drawn_archives_on_top_of_a_mirror_are_meant(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As profiles/released.yaml does it with COCO, which no training there needs."""
+    edit("profiles/mini.yaml", mirror=["/data/archives"], sources=dict.fromkeys(datasets.NAMES, "rendered"))
+    Path("profiles/lab.yaml").write_text("base: mini\nsources: {coco: rendered}\n")
+    edit("params.yaml", profile="lab")
+    (line,) = warned(capsys)
+    assert "cityscapes, ade20k: their archives" in line
+
+
+def test_evaluations_know_whether_they_are_of_drawn_images(project: Path) -> None:
+    """Drawn images of its own data set, or of one that the training it starts from has seen."""
+    assert {one["drawn"] for one in resolve.resolve()["evaluate"].values()} == {True}
+    for profile in ("paper", "released"):  # the latter draws COCO, which nothing is trained on
+        edit("params.yaml", profile=profile)
+        assert {one["drawn"] for one in resolve.resolve()["evaluate"].values()} == {False}
+    edit("params.yaml", profile="voc-files")
+    found = {name: one["drawn"] for name, one in resolve.resolve()["evaluate"].items()}
+    assert {name for name, drawn in found.items() if not drawn} == {"voc-res101", "voc-res152"}
+    mini = yaml.safe_load(Path("profiles/mini.yaml").read_text())
+    edit("profiles/voc-files.yaml", datasets={"voc": mini["datasets"]["voc"]})  # with COCO again
+    assert {one["drawn"] for one in resolve.resolve()["evaluate"].values()} == {True}
+
+
 MISTAKES = {
     "unknown key": ({"profil": "mini"}, {}, r"params\.yaml: unknown key profil"),
     "no such profile": (
