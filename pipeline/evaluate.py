@@ -174,6 +174,7 @@ def run(name: str) -> None:
             "split": split.schema.split,
             "profile": cfg.profile,
             "seed": cfg.seed,
+            "drawn": cfg.drawn,
             "images": len(split),
             "weights": {"md5": dvc_md5(trained.path)},
             "network": {

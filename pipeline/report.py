@@ -39,7 +39,9 @@ def where() -> None:
     """Print the results that exist; UserError where one of the nine tables or a further one does not."""
     params = profiles.read_yaml(profiles.PARAMS)
     profile = params["profile"]
-    print(f"\nProfile {profile}. {caveat(profile)}".rstrip())
+    sources = profiles.read_profile(profile)[0].sources
+    drawn = any(sources.get(name) == "rendered" for name in published())
+    print(f"\nProfile {profile}. {caveat(profile, drawn)}".rstrip())
     titles = {name: f"Table {table.number}" for name, table in published().items()}
     own, further = params.get("own") or (), params.get("further") or ()
     for name, title in (titles | dict.fromkeys(own, "Own data") | dict.fromkeys(further, "Further")).items():

@@ -60,7 +60,7 @@ def as_csv(of: Table, content: Sequence[ResultRow]) -> str:
             behind = line.behind[first]
             cells += [behind.source.experiment, behind.source.protocol, behind.split, tables.where(behind.split)]
             cells += [str(behind.images), " ".join(map(str, behind.seeds)), str(len(behind.seeds))]
-            cells += [caveat(behind.profile) or behind.profile]
+            cells += [caveat(behind.profile, behind.drawn) or behind.profile]
             cells.append("; ".join(_elsewhere(of, line.row, behind.split) + behind.notes()))
         writer.writerow(cells)
     return text.getvalue()
@@ -83,7 +83,7 @@ def below(of: Table, line: ResultRow) -> list[tuple[str, list[str]]]:
 def warnings(content: Sequence[ResultRow]) -> list[str]:
     """What must be read before any number of this run."""
     behind = [one for line in content for one in line.behind]
-    found = _caveats(one.profile for one in behind)
+    found = _caveats((one.profile, one.drawn) for one in behind)
     return list(dict.fromkeys(found + [f"`{one.source.experiment}`: {w}" for one in behind for w in one.warnings()]))
 
 
@@ -159,8 +159,8 @@ def as_latex(of: Table, content: Sequence[ResultRow]) -> str:
     )
 
 
-def _caveats(profiles: Iterable[str]) -> list[str]:
-    return [warning for profile in sorted(set(profiles)) if (warning := caveat(profile))]
+def _caveats(of: Iterable[tuple[str, bool]]) -> list[str]:
+    return list(dict.fromkeys(warning for one in sorted(set(of)) if (warning := caveat(*one))))
 
 
 # What a table is written as: suffix -> renderer.

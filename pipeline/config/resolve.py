@@ -67,6 +67,13 @@ def _dependencies(name: str, settings: Mapping[str, Mapping[str, Any]]) -> list[
     return [train, evaluate, first, *(settings[stage][one] for one in data for stage in ("download", "prepare"))]
 
 
+def _seen(name: str, train: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the data sets that the training `name`, and the one that it starts from, are made on."""
+    phases = train[name]["phases"]
+    own = {train[name]["data"], *(part[0] for phase in phases for part in phase.get("parts", []))}
+    return own | (_seen(train[name]["start"], train) if train[name]["start"] in train else set())
+
+
 def _but(names: tuple[str, ...], without: set[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name not in without)
 
@@ -127,6 +134,7 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
             "data": experiment.data,
             "input_scale": settings["train"][name]["recipe"].get("input_scale", 1.2),
             **evaluation_settings(name, experiment, profile),
+            "drawn": any("rendered" in settings["download"][data] for data in _seen(name, settings["train"])),
         }
     for name, again in params.seeds.items():
         _check_seed(name, again, params, profile)

@@ -235,6 +235,7 @@ class Evaluate:
     """Settings of `evaluate`. `protocols`: name in the tables -> how to test; `pictures`: how many images are kept.
 
     `of`: the experiment that this one repeats with another seed; None: it repeats none. `seed` is the training's.
+    `drawn`: whether images that the model was trained on, or that it is evaluated on, are drawn ones.
     `tile`: side, in pixels of the scaled image, above which it is cut into overlapping tiles. `batch_size`: images of
     one size in a batch. `precision`, `channels_last`, `compile`: as for a training. `fast`: norms folded into the
     convolutions, on a CPU in float32 also Winograd's convolution (refinenet/inference/fast.py).
@@ -248,6 +249,7 @@ class Evaluate:
     threads: int
     seed: int
     of: str | None = None
+    drawn: bool = False
     short_edge: tuple[int, int] | None = None
     average: Average = "probability"
     pictures: int = 4

@@ -135,10 +135,11 @@ def context(root: Path) -> dict[str, Any]:
     before = {first for name in runs if (first := provenance.pretraining(name, cfg))}
     made = {name: result_section.curve(name, root) for name in sorted(before | set(runs))}
     found = summary.numbers(printed)
-    profiles = sorted({run.profile for run in runs.values()})
+    whose = sorted({(run.profile, run.drawn) for run in runs.values()})
+    profiles = list(dict.fromkeys(profile for profile, _ in whose))
     beside = {f"{number.experiment}, {number.protocol}": (number.paper, number.run) for number in found}
     return {
-        "caveats": [warning for profile in profiles if (warning := caveat(profile))],
+        "caveats": list(dict.fromkeys(warning for one in whose if (warning := caveat(*one)))),
         "profiles": profiles,
         "tables": [(of, list(table_lines(of, printed[of.name])), notes(of, printed[of.name])) for of in every],
         "printed": sum(map(len, printed.values())),

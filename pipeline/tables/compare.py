@@ -44,6 +44,11 @@ class Result:
         return self.server.profile if self.server else self.val.first.profile
 
     @property
+    def drawn(self) -> bool:
+        """Whether the model has seen drawn images; a test server's are never drawn, but its training's may be."""
+        return self.val.first.drawn
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         return (self.val.first.seed,) if self.server else tuple(run.seed for run in self.val.runs)
 

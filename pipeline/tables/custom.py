@@ -57,7 +57,7 @@ def in_order(run: MetricsFile) -> list[str]:
 
 def _notes(run: MetricsFile) -> list[str]:
     thin = [] if run.network.width >= WIDTH else [f"width {run.network.width}, the paper's is {WIDTH}"]
-    return run.absent() + thin
+    return run.absent() + thin + (["drawn scenes: says nothing about accuracy"] if run.drawn else [])
 
 
 @dataclass(frozen=True)

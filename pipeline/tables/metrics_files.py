@@ -59,7 +59,8 @@ class MostFrequent:
 class MetricsFile:
     """How one trained model scored: on which images, under which protocols.
 
-    `weights`: md5 of the model's file, "" in metrics that do not tell. `file`: where it stands, from the root.
+    `drawn`: whether images that it was trained or tested on are drawn ones. `weights`: md5 of the model's file, "" in
+    metrics that do not tell. `file`: where it stands, from the root.
     """
 
     experiment: str
@@ -71,6 +72,7 @@ class MetricsFile:
     network: NetworkInfo
     most_frequent: MostFrequent
     protocols: Mapping[str, ProtocolScores]
+    drawn: bool = False
     weights: Annotated[str, Field(validation_alias=AliasPath("weights", "md5"))] = ""
     file: Path = Path()
 

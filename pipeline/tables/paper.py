@@ -159,10 +159,13 @@ def table(name: str) -> Table:
     return published()[name]
 
 
-def caveat(profile: str) -> str:
-    """What to say beside every number of a run with this profile; nothing where it is the paper's own."""
+def caveat(profile: str, drawn: bool) -> str:
+    """What to say beside every number of a run with this profile; nothing where it is the paper's own.
+
+    drawn: whether it was trained or evaluated on drawn images.
+    """
+    if drawn or profile == "mini":
+        return f"{profile}: drawn scenes; shows that the pipeline works, says nothing about RefineNet's accuracy"
     if profile == "paper":
         return ""
-    if profile == "mini":
-        return "mini: drawn scenes; shows that the pipeline works, says nothing about RefineNet's accuracy"
     return f"{profile}: not the paper's data or settings (profiles/{profile}.yaml); not a reproduction of its numbers"

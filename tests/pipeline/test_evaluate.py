@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from pipeline import datasets, evaluate
+from pipeline.config.schema import build
+from pipeline.tables.metrics_files import MetricsFile
 from pipeline.tracking import Run
 from refinenet import RefineNet
 from refinenet.config import Protocol, Resizing
@@ -161,6 +163,14 @@ def test_the_official_rules_stand_beside_the_papers(inside: Told) -> None:
     assert told["alternatives"]["mean_iou"] == pytest.approx(mean, abs=1e-12)
     assert told["alternatives"]["score"] == pytest.approx((mean + told["pixel_accuracy"]) / 2, abs=1e-12)
     assert "alternatives" not in run("voc-thin")["protocols"]["single"]
+
+
+def test_metrics_say_whether_images_were_drawn(inside: Told) -> None:
+    """By which a table says that its numbers mean nothing, whatever the profile is called."""
+    for drawn in (False, True):
+        metrics = run("voc-thin", drawn=drawn)
+        assert metrics["drawn"] is drawn
+        assert build(MetricsFile, metrics, "metrics").drawn is drawn
 
 
 def test_batches_change_nothing_and_come_again_bit_for_bit(inside: Told) -> None:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from fake_run import all_experiments, scores, write_metrics
 
-from pipeline import tabulate
+from pipeline import report, tabulate
 from pipeline.config import resolve
 from pipeline.tables import latex, paper
 from pipeline.tables.paper import PUBLISHED, published
@@ -244,6 +244,18 @@ def test_a_mini_run_says_so_and_a_paper_run_does_not(name: str, results: Path, t
     assert profiles <= {"paper", ""}
 
 
+def test_drawn_images_are_said_whatever_the_profile_is_called(tmp_path: Path) -> None:
+    """A profile on top of mini draws as mini does; one that has the true archives says nothing of drawing."""
+    for drawn in (True, False):
+        for name in ("voc-res101", "voc-res152"):
+            changed(tmp_path, path(name), profile="lab", drawn=drawn)
+        tabulate.tabulate("voc", tmp_path)
+        says = (tmp_path / "results" / "voc_table.md").read_text().splitlines()[2]
+        assert says.startswith("> **lab: ")
+        assert ("drawn scenes; shows that the pipeline works, says nothing" in says) == drawn
+        assert {"drawn" in row["profile"] for row in read(tmp_path, "voc") if row["experiment"]} == {drawn}
+
+
 def test_a_class_that_does_not_occur(tmp_path: Path) -> None:
     write_metrics(tmp_path, ["voc-res101", "voc-res152", "voc-res50-demo"])
     without = scores("voc-res101")
@@ -449,6 +461,25 @@ def test_command_line(tmp_path: Path) -> None:
         took.append(time.perf_counter() - start)
     assert not {"torch", "numpy", "mlflow", "matplotlib"} & set(ran.stdout.split())
     assert min(took) < 2.0  # 0.4 s on an idle machine; the bound catches an import of torch, not a busy neighbour
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"), [("mini", "mini: drawn scenes"), ("lab", "lab: drawn scenes"), ("paper", "")]
+)
+def test_where_results_lie_says_what_they_are_of(
+    profile: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    (tmp_path / "profiles" / "lab.yaml").write_text("base: mini\n")
+    (tmp_path / "params.yaml").write_text(f"profile: {profile}\n")
+    (tmp_path / "results").mkdir()
+    for name in TABLES:
+        (tmp_path / "results" / f"{name}_table.md").touch()
+    monkeypatch.chdir(tmp_path)
+    report.where()
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith(f"Profile {profile}. {said}".rstrip())
+    assert ("drawn" in line) == bool(said)
 
 
 # README and graph -----------------------------------------------------------------------------------------------------
