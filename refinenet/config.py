@@ -18,6 +18,7 @@ Average = Literal["probability", "log"]
 Initial = Literal["gaussian", "scaled", "variance_matched"]
 Precision = Literal["float32", "bfloat16"]
 
+AS_IT_IS = "as it is"  # as a model file's short edge: images are not resized, whatever their size
 SMALLEST_TILE = 256  # pixels a side; smaller tiles would be mostly border
 
 # The authors' epochs: fewest and most images (gen_net_opts_model_type1.m); at most the whole set.

@@ -44,7 +44,7 @@ from pipeline import datasets
 from pipeline.convert import matconvnet, matlab_structs
 from pipeline.fetch.checksums import digest
 from refinenet.atomic import atomic_file
-from refinenet.config import RESNETS, Stride
+from refinenet.config import AS_IT_IS, RESNETS, Stride
 from refinenet.errors import UserError
 from refinenet.model.backbones import ResNet
 from refinenet.model.network import RefineNet, load_tensors, save
@@ -190,7 +190,7 @@ def _drsleep(tensors: Mapping[str, Tensor], file: Path, dataset: str | None) -> 
         ours[f"{module}.{kind}"] = tensor
     dataset = _dataset(_need(ours, "classifier.weight", file).shape[0], dataset, file, void=False)
     settings = {"order": "pool-conv", "upsample": "bilinear-aligned", "stride": "3x3"}
-    return _refinenet(ours, settings, dataset, {"input_scale": 1.0}, "DrSleep", file)
+    return _refinenet(ours, settings, dataset, {"input_scale": 1.0, "short_edge": AS_IT_IS}, "DrSleep", file)
 
 
 def _of_matconvnet(file: Path, dataset: str | None) -> Backbone | Model:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refinenet.config import Average, Precision, Protocol, Resizing
+from refinenet.config import AS_IT_IS, Average, Precision, Protocol, Resizing
 from refinenet.data import IGNORE_INDEX
 from refinenet.data.split import RGB, Array
 from refinenet.errors import UserError
@@ -72,8 +72,9 @@ class Predictor:
         self._net = optimise_for_inference(
             self.model, fast=fast, channels_last=channels_last, compile=compile, precision=precision
         )
-        short_edge = self.about.get("short_edge") or SHORT_EDGE
-        self.resizing = resizing or Resizing(self.about.get("input_scale", 1.0), (short_edge[0], short_edge[1]))
+        edge = self.about.get("short_edge") or SHORT_EDGE
+        short_edge = None if edge == AS_IT_IS else (edge[0], edge[1])
+        self.resizing = resizing or Resizing(self.about.get("input_scale", 1.0), short_edge)
         self._average, self._precision, self._tile = average, precision, tile
 
     def expect_classes(self, classes: Sequence[str], data: str) -> None:

@@ -14,11 +14,12 @@ import matconvnet_files as mat
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import datasets, settings, train, weights
+from pipeline import datasets, predict, settings, train, weights
 from pipeline.config import resolve
 from pipeline.config.schema import Package, Source, TorchvisionWeights
 from pipeline.convert import imagenet, recognise
@@ -27,6 +28,7 @@ from refinenet.config import Config
 from refinenet.data.split import Schema
 from refinenet.data.writer import write_split
 from refinenet.errors import UserError
+from refinenet.inference import multiscale
 from refinenet.model.backbones import ResNet, build_backbone
 from refinenet.model.network import load
 from refinenet.training.initial import check_fit
@@ -235,6 +237,29 @@ def test_a_refinenet_of_drsleep_gives_its_scores(kind: str, outputs: int, datase
     images = IMAGES[:, :, :61, :83]
     want = drsleep_forward(tensors, mat.UNITS[kind], images)
     assert far(found.network.double()(images.double()), want) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(48, 70), (455, 500), (810, 815)])
+def test_a_refinenet_of_drsleep_sees_an_image_as_it_is(
+    size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in its notebook: not brought to the short edges of the authors' demos, neither small nor large ones."""
+    torch.save(drsleep_tensors(mat.UNITS["resnet50"], 40), tmp_path / "rf.pth.tar")
+    model(tmp_path / "rf.pth.tar").save(tmp_path / "nyud.safetensors")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / "a.png")
+    seen: list[tuple[int, ...]] = []
+
+    def watched(net: torch.nn.Module, images: Any, size: tuple[int, int], *more: Any) -> Tensor:
+        seen.append(size)
+        return original(net, images, size, *more)
+
+    original = multiscale._logits
+    monkeypatch.setattr(multiscale, "_logits", watched)
+    command = [str(tmp_path / "a.png"), "--model", str(tmp_path / "nyud.safetensors"), "--device", "cpu"]
+    command += ["--output", str(tmp_path / "out"), "--no-overlay"]
+    assert predict.main(command) == 0
+    assert predict.main([*command, "--short-edge", "64", "64"]) == 0
+    assert seen == [size, (64, round(64 * size[1] / size[0]))]
 
 
 def test_a_resnet_of_torchvision_gives_its_maps(tmp_path: Path) -> None:
