@@ -92,6 +92,9 @@ class Config:
     backbone: str = "resnet101"  # or "timm:<name>", any timm model with maps at 1/4, 1/8, 1/16 and 1/32
     cascade: str | Cascade = "four"  # one of CASCADES, or your own
     pools: int = 2  # chained pooling blocks: 0 and 2 in the ablation, 4 for Person-Part and VOC, else 2
+    # With pools 0, whether the ReLU before the chain stays. The paper does not say what "Chained pool. no" leaves out,
+    # the authors' gen_network_pool_block.m returns before the ReLU where use_chained_pool is false.
+    relu_without_pools: bool = False
     order: PoolOrder = "pool-conv"  # the paper and the released VOC and Cityscapes models; the other five: conv-pool
     upsample: Upsample = "bilinear"  # the paper; "bicubic" in the authors' my_resize.m; "-aligned": align_corners
     dropout: float = 0.5  # on taps of > 512 channels and before the classifier (authors' code; not in the paper)

@@ -131,16 +131,22 @@ class ChainedResidualPooling(nn.Module):
 
     A pooling block is a 5 x 5 max-pool of stride 1 and a 3 x 3 convolution. "pool-conv" is the paper's order,
     "conv-pool" the one of the authors' later releases (do_gen_block_convbeforepool). Each block works on the output
-    of the one before, not on the input: that is what makes the pooled region grow. `pools=0` leaves the ReLU.
+    of the one before, not on the input: that is what makes the pooled region grow. Without any (`pools=0`) the map
+    passes unchanged, as gen_network_pool_block.m has it, or through the ReLU alone (`relu_without_pools`).
     """
 
-    def __init__(self, channels: int, pools: int = 2, order: PoolOrder = "pool-conv") -> None:
+    def __init__(
+        self, channels: int, pools: int = 2, order: PoolOrder = "pool-conv", relu_without_pools: bool = False
+    ) -> None:
         super().__init__()
         self.order: PoolOrder = order
+        self.passes = not (pools or relu_without_pools)
         self.convs = nn.ModuleList(conv3x3(channels, channels) for _ in range(pools))
         self.pool: nn.Module = nn.MaxPool2d(5, stride=1, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.passes:
+            return x
         # The identity term of the sum is the map after the ReLU.
         total = path = F.relu(x)
         for conv in self.convs:
@@ -163,6 +169,7 @@ class RefineNetBlock(nn.Module):
         order: of pooling and convolution in them.
         upsample: how the fusion resizes.
         output_units: RCUs after the pooling.
+        relu_without_pools: whether the pooling's ReLU stays where `pools` is 0.
     """
 
     def __init__(
@@ -173,12 +180,13 @@ class RefineNetBlock(nn.Module):
         order: PoolOrder = "pool-conv",
         upsample: Upsample = "bilinear",
         output_units: int = 3,
+        relu_without_pools: bool = False,
     ) -> None:
         super().__init__()
         self.adapt = nn.ModuleList(nn.Sequential(ResidualConvUnit(c), ResidualConvUnit(c)) for c in taps)
         self.fusion = MultiResolutionFusion([*taps, *([] if previous is None else [previous])], upsample)
         self.channels = self.fusion.channels
-        self.pooling = ChainedResidualPooling(self.channels, pools, order)
+        self.pooling = ChainedResidualPooling(self.channels, pools, order, relu_without_pools)
         self.output = nn.Sequential(*(ResidualConvUnit(self.channels) for _ in range(output_units)))
 
     def forward(self, taps: Sequence[Tensor], previous: Tensor | None = None) -> Tensor:

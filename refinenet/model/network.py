@@ -51,7 +51,8 @@ class RefineNet(nn.Module):
             for (scale, stage), width in zip(taps, widths, strict=True):
                 self.adapt[f"{scale}-{stage}"] = conv3x3(channels[stage - 1], width)
             units = config.last_units if taps is self.cascade.blocks[-1] else 3
-            block = RefineNetBlock(widths, previous, config.pools, config.order, config.upsample, units)
+            how = (config.pools, config.order, config.upsample, units, config.relu_without_pools)
+            block = RefineNetBlock(widths, previous, *how)
             self.blocks.append(block)
             previous = block.channels
         assert previous is not None
@@ -182,6 +183,11 @@ def save(model: RefineNet, path: Path, about: Mapping[str, Any], dtype: torch.dt
         save_file(tensors, part, metadata)
 
 
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a file's configuration by what it meant when the file was written: without pooling the ReLU stayed."""
+    return {"relu_without_pools": config.get("pools") == 0, **config}
+
+
 def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[RefineNet, dict[str, Any]]:
     """Read what `save` wrote: the model in eval mode and float32, and `about`. Raises UserError for any other file."""
     from safetensors import SafetensorError, safe_open
@@ -194,7 +200,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[RefineNe
         raise UserError(f"{path}: no such file; `train` makes it, or `dvc pull train`") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not a RefineNet written by this project, or cut short ({error})") from None
-    model = RefineNet(**metadata["config"])
+    model = RefineNet(**with_defaults(metadata["config"]))
     load_tensors(model, tensors, str(path))
     about: dict[str, Any] = metadata["about"]
     return model.to(device).eval(), about

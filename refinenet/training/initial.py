@@ -13,7 +13,7 @@ from refinenet.config import Recipe
 from refinenet.data.augment import make_batch
 from refinenet.data.crops import Crops
 from refinenet.errors import UserError
-from refinenet.model.network import RefineNet, load_tensors
+from refinenet.model.network import RefineNet, load_tensors, with_defaults
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def load_initial_weights(start: Path, network: RefineNet, images: Samples, recip
         network.load_backbone(tensors, str(start))
         initialise(network, images, recipe, seed)
         return
-    trained = json.loads(metadata["refinenet"])["config"]
+    trained = with_defaults(json.loads(metadata["refinenet"])["config"])
     expected = json.loads(json.dumps(asdict(network.config)))  # lists for tuples, as in the file
     for key, value in expected.items():
         if key != "dropout" and trained.get(key) != value:

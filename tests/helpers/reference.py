@@ -210,8 +210,20 @@ def fusion(maps: Sequence[Value], weights: Weights, at: str = "", upsample: str 
     return add(*(resize(x, (height, width), upsample) for x in adapted))
 
 
-def chained_pooling(x: Value, weights: Weights, at: str = "", pools: int = 2, order: str = "pool-conv") -> Value:
-    """Figure 3d; gen_network_pool_block.m: each pooling block takes the one before, all are summed onto the ReLU."""
+def chained_pooling(
+    x: Value,
+    weights: Weights,
+    at: str = "",
+    pools: int = 2,
+    order: str = "pool-conv",
+    relu_without_pools: bool = False,
+) -> Value:
+    """Figure 3d; gen_network_pool_block.m: each pooling block takes the one before, all are summed onto the ReLU.
+
+    That file returns its input before the ReLU where use_chained_pool is false.
+    """
+    if pools == 0 and not relu_without_pools:
+        return x
     step = relu(x)
     terms = [step]
     for i in range(pools):
@@ -230,6 +242,7 @@ def block(
     order: str = "pool-conv",
     upsample: str = "bilinear",
     output_units: int = 3,
+    relu_without_pools: bool = False,
 ) -> Value:
     """Figure 3a; do_gen_refinenet_joint. The previous block's units are already behind it: it enters at the fusion."""
     paths = []
@@ -240,7 +253,7 @@ def block(
     if previous is not None:
         paths.append(previous)
     x = fusion(paths, weights, f"{at}fusion.", upsample)
-    x = chained_pooling(x, weights, f"{at}pooling.", pools, order)
+    x = chained_pooling(x, weights, f"{at}pooling.", pools, order, relu_without_pools)
     for unit in range(output_units):
         x = residual_conv_unit(x, weights, f"{at}output.{unit}.")
     return x
@@ -285,6 +298,7 @@ def network(
     order: str = "pool-conv",
     upsample: str = "bilinear",
     last_units: int = 3,
+    relu_without_pools: bool = False,
 ) -> Value:
     """N x 3 x H x W in 0..255 -> logits at 1/4, no dropout. `cascade`: taps (scale, stage) as in the state dict."""
     centre, spread = (np.asarray(v, np.float64)[:, None, None] for v in (mean, std))
@@ -297,6 +311,6 @@ def network(
     for b, taps in enumerate(cascade):
         adapted = [convolve(stages[s][t - 1], weights[f"adapt.{s}-{t}.weight"]) for s, t in taps]
         units = last_units if b == len(cascade) - 1 else 3
-        previous = block(adapted, previous, weights, f"blocks.{b}.", pools, order, upsample, units)
+        previous = block(adapted, previous, weights, f"blocks.{b}.", pools, order, upsample, units, relu_without_pools)
     assert previous is not None
     return convolve(previous, weights["classifier.weight"], weights["classifier.bias"])

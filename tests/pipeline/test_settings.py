@@ -67,6 +67,8 @@ def test_the_paper_profile_is_the_authors_recipe(project: Path) -> None:
         "voc-res152-coco",
     }
     assert {name for name, count in pools.items() if count == 0} == {"person-res50-nopool", "nyud-res50-nopool"}
+    # Without pooling the authors' code has no ReLU either (gen_network_pool_block.m).
+    assert not any(entry["network"]["relu_without_pools"] for entry in train.values())
     assert all((e["network"]["stem"], e["network"]["width"]) == (64, 256) for e in train.values())
 
 

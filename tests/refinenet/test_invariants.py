@@ -123,11 +123,15 @@ def test_zeroed_branches_make_every_unit_the_identity(cascade: str) -> None:
     assert seen == [True] * (2 * taps + 3 * len(CASCADES[cascade].blocks))
 
 
-def test_no_pooling_is_a_relu() -> None:
-    pooling = ChainedResidualPooling(3, pools=0)
+def test_no_pooling_is_nothing_or_a_relu() -> None:
+    """The authors' code returns before the ReLU; with it is the other reading of the paper."""
     x = torch.randn(2, 3, 7, 5)
-    assert torch.equal(pooling(x), x.clamp_min(0))
-    assert not list(pooling.parameters())
+    for pooling, wanted in (
+        (ChainedResidualPooling(3, pools=0), x),
+        (ChainedResidualPooling(3, pools=0, relu_without_pools=True), x.clamp_min(0)),
+    ):
+        assert torch.equal(pooling(x), wanted)
+        assert not list(pooling.parameters())
 
 
 def test_moments_stay_and_scales_learn() -> None:

@@ -5,6 +5,7 @@ That it computes what the paper says is in test_parity.py, of any size and wirin
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,28 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert again.config == model.config
     with torch.no_grad():
         assert torch.equal(model(images), again(images))
+
+
+def test_a_file_from_before_the_setting_keeps_its_relu(tmp_path: Path) -> None:
+    """Without pooling blocks, a network trained with the ReLU is another one without it."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    images = torch.randint(0, 256, (1, 3, 40, 40), dtype=torch.uint8)
+    with torch.no_grad():
+        wanted = {relu: thin(pools=0, relu_without_pools=relu)(images) for relu in (False, True)}
+    assert not torch.equal(wanted[False], wanted[True])
+    for relu in (False, True):
+        save(thin(pools=0, relu_without_pools=relu), tmp_path / "m.safetensors", {})
+        with torch.no_grad():
+            assert torch.equal(load(tmp_path / "m.safetensors")[0](images), wanted[relu])
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        metadata = json.loads(file.metadata()["refinenet"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    del metadata["config"]["relu_without_pools"]
+    save_file(tensors, tmp_path / "old.safetensors", {"refinenet": json.dumps(metadata)})
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "old.safetensors")[0](images), wanted[True])
 
 
 def test_wrong_input_is_one_line(tmp_path: Path) -> None:

@@ -111,20 +111,22 @@ def test_fusion(shapes: tuple[tuple[int, int, int, int], ...], upsample: Upsampl
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("pools", [0, 1, 2, 4])
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_chained_residual_pooling(shape: tuple[int, ...], pools: int, order: PoolOrder) -> None:
-    pooling, (x,) = randomised(ChainedResidualPooling(shape[1], pools, order), 3), maps(shape)
-    compare(pooling, [x], pooling(x), lambda v, w: reference.chained_pooling(v[0], w, pools=pools, order=order))
+def test_chained_residual_pooling(shape: tuple[int, ...], relu: bool, pools: int, order: PoolOrder) -> None:
+    pooling, (x,) = randomised(ChainedResidualPooling(shape[1], pools, order, relu), 3), maps(shape)
+    compare(pooling, [x], pooling(x), lambda v, w: reference.chained_pooling(v[0], w, "", pools, order, relu))
 
 
 @pytest.mark.parametrize(("order", "upsample"), list(itertools.product(ORDERS, UPSAMPLES)))
 @pytest.mark.parametrize(
-    ("taps", "previous", "pools", "units"),
+    ("taps", "previous", "pools", "units", "relu"),
     [
-        (((1, 3, 6, 7),), None, 2, 3),
-        (((2, 3, 12, 9),), (2, 4, 6, 5), 2, 3),
-        (((1, 4, 2, 2), (1, 2, 4, 3), (1, 2, 8, 6)), None, 4, 1),
-        (((1, 2, 5, 5), (1, 3, 9, 10)), (1, 4, 3, 3), 0, 0),
+        (((1, 3, 6, 7),), None, 2, 3, False),
+        (((2, 3, 12, 9),), (2, 4, 6, 5), 2, 3, True),
+        (((1, 4, 2, 2), (1, 2, 4, 3), (1, 2, 8, 6)), None, 4, 1, False),
+        (((1, 2, 5, 5), (1, 3, 9, 10)), (1, 4, 3, 3), 0, 0, False),
+        (((1, 2, 5, 5), (1, 3, 9, 10)), (1, 4, 3, 3), 0, 1, True),
     ],
 )
 def test_block(
@@ -132,10 +134,12 @@ def test_block(
     previous: tuple[int, int, int, int] | None,
     pools: int,
     units: int,
+    relu: bool,
     order: PoolOrder,
     upsample: Upsample,
 ) -> None:
     settings: dict[str, Any] = {"pools": pools, "order": order, "upsample": upsample, "output_units": units}
+    settings["relu_without_pools"] = relu
     block = randomised(RefineNetBlock([s[1] for s in taps], previous and previous[1], **settings), 4)
     inputs = maps(*taps, *([previous] if previous else []))
     n = len(taps)
@@ -174,6 +178,7 @@ def network_cases() -> Iterator[Any]:
             "order": ORDERS[i % 2],
             "stride": ("3x3", "1x1")[i // 2 % 2],
             "pools": (2, 4, 0)[(i + i // 3) % 3],
+            "relu_without_pools": i * 3 // 2 % 2 == 1,
             "last_units": (3, 1)[i * 7 // 5 % 2],
             "void_output": i * 3 // 4 % 2 == 1,
             "coarse_width": (8, 5)[i * 3 // 5 % 2],
@@ -206,7 +211,7 @@ def test_network(settings: dict[str, Any], size: tuple[int, int]) -> None:
             mean=np.float32(settings.get("mean", (123.675, 116.28, 103.53))),
             std=np.float32(settings.get("std", (58.395, 57.12, 57.375))),
             stride_in=settings["stride"],
-            **{name: settings[name] for name in ("pools", "order", "upsample", "last_units")},
+            **{name: settings[name] for name in ("pools", "relu_without_pools", "order", "upsample", "last_units")},
         )
 
     logits = model(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import toy_training
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from refinenet import RefineNet
@@ -105,6 +107,28 @@ def test_another_network_is_named(tmp_path: Path, images: Split, changes: dict[s
     save(network(1), path, {})
     with pytest.raises(UserError, match=message):
         load_initial_weights(path, network(2, **changes), images, RECIPE, 0)
+
+
+@pytest.mark.parametrize(("pools", "relu", "fits"), [(1, False, True), (0, True, True), (0, False, False)])
+def test_a_file_from_before_the_relus_setting(
+    tmp_path: Path, images: Split, pools: int, relu: bool, fits: bool
+) -> None:
+    """It does not say; without pooling blocks its network had the ReLU, with some there is nothing to say."""
+    path = tmp_path / "voc-coco.safetensors"
+    trained = network(1, pools=pools, relu_without_pools=not pools)
+    save(trained, path, {})
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["refinenet"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    del metadata["config"]["relu_without_pools"]
+    save_file(tensors, path, {"refinenet": json.dumps(metadata)})
+    after = network(2, pools=pools, relu_without_pools=relu)
+    if fits:
+        load_initial_weights(path, after, images, RECIPE, 0)
+        assert all(same(trained, after))
+    else:
+        with pytest.raises(UserError, match="a network with relu_without_pools True, expected False"):
+            load_initial_weights(path, after, images, RECIPE, 0)
 
 
 def test_no_file_and_half_a_file(tmp_path: Path, images: Split) -> None:
