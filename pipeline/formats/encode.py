@@ -10,7 +10,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline.formats.label_images import colour_map
 from refinenet.atomic import atomic_file
 
-Member = tuple[str, bytes]  # path inside an archive, content
+Member = tuple[str, bytes]  # path inside an archive, content; a path that ends in a slash is a folder's
 
 MTIME = 1336694400  # 2012-05-11 00:00 UTC, the day of the VOC 2012 release
 _ZIP_TIME = (2012, 5, 11, 0, 0, 0)
@@ -52,9 +52,12 @@ def gzip_file(data: bytes) -> bytes:
 
 
 def jpeg(image: NDArray[np.uint8]) -> bytes:
-    """An RGB image, H x W x 3, as a baseline JPEG with chroma at half resolution, like those of the data sets."""
+    """An RGB image, H x W x 3, as a baseline JPEG with chroma at half resolution, like those of the data sets.
+
+    Or a grey one, H x W.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=90, subsampling="4:2:0")
+    Image.fromarray(image).save(buffer, "JPEG", quality=90, **({"subsampling": "4:2:0"} if image.ndim == 3 else {}))
     return buffer.getvalue()
 
 
@@ -174,6 +177,18 @@ def lines(texts: Iterable[str]) -> bytes:
     return "".join(f"{text}\n" for text in texts).encode()
 
 
+def in_folders(members: Iterable[Member]) -> Iterator[Member]:
+    """The members, before the first in a folder that folder itself: so tar and zip pack what lies on a disk."""
+    seen: set[str] = set()
+    for name, content in members:
+        parents = [f"{name[:at]}/" for at, char in enumerate(name) if char == "/"]
+        for parent in parents:
+            if parent not in seen:
+                seen.add(parent)
+                yield parent, b""
+        yield name, content
+
+
 def write_tar(path: Path, members: Iterable[Member]) -> None:
     """Write a tar at `path`, gzipped if its name says so; it appears whole or not at all."""
     buffer = io.BytesIO()
@@ -181,6 +196,8 @@ def write_tar(path: Path, members: Iterable[Member]) -> None:
         for name, content in members:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mtime, entry.mode = len(content), MTIME, 0o644
+            if name.endswith("/"):
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             archive.addfile(entry, io.BytesIO(content))
     content = buffer.getvalue()
     write(path, gzip_file(content) if path.suffix in (".gz", ".tgz") else content)
@@ -192,6 +209,8 @@ def write_zip(path: Path, members: Iterable[Member]) -> None:
         for name, content in members:
             entry = zipfile.ZipInfo(name, _ZIP_TIME)
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
+            if entry.is_dir():
+                entry.external_attr = 0o40755 << 16 | 0x10  # of Unix; of DOS
             archive.writestr(entry, content)
 
 

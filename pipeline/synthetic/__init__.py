@@ -1,17 +1,22 @@
 """Archives to download, without a download: the official file names, layouts and encodings, filled with drawn scenes.
 
 `pipeline/datasets` reads these and the published archives with the same code. Drawn from the same settings they have
-the same bytes on every machine (encode.py). What is written here and what is left out, by data set:
+the same bytes on every machine (encode.py). Where several forms of the official files are told of in public code,
+these have the less convenient one. What is written here and what is left out, by data set:
 
     voc         palette PNGs with void borders; SBD's GTcls with Boundaries; no Annotations, no SegmentationObject;
                 test images
-    context     459-name LabelMaps; background is drawn as labels outside the 59
+    context     459-name LabelMaps, their list among them; background is drawn as labels outside the 59
     person      as published by the authors of DeepLab
-    nyud        MATLAB 7.3 with images, labels, names; no depths
-    sunrgbd     image/ and scene.txt of each frame; toolbox without 3-D boxes and without code
-    cityscapes  fine labels of all four kinds; test labels hold the void regions only
-    ade20k      as published
-    coco        instances of train2014 only: polygons, one crowd as run lengths; VOC's categories and one other
+    nyud        MATLAB 7.3 with images in their white frame, labels, names; no depths
+    sunrgbd     image/ and scene.txt of each frame; toolbox without 3-D boxes and without code; labels are doubles, and
+                the lists have doubled slashes, which the zip has not
+    cityscapes  fine labels of all four kinds; test labels hold the void regions only; README and licence beside them
+    ade20k      as published; some classes have synonyms and a blank behind their name
+    coco        instances of train2014 only: polygons, one crowd as run lengths; VOC's categories and one other; a grey
+                photograph
+
+Archives have entries for their folders, as those that are packed from a disk.
 """
 
 from __future__ import annotations

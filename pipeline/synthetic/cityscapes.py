@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.schema import Rendered
 from pipeline.datasets import cityscapes
-from pipeline.formats.encode import Member, png, write_zip
+from pipeline.formats.encode import Member, in_folders, png, write_zip
 from pipeline.synthetic import polygons
 from pipeline.synthetic.album import paint
 from pipeline.synthetic.scene import World
@@ -22,6 +23,8 @@ _ID_OF = {**_VOID_IDS, **dict(zip(cityscapes.CLASSES, cityscapes.LABEL_IDS, stri
 _COLOUR_OF = {**dict.fromkeys(_VOID_IDS, (0, 0, 0)), **dict(zip(cityscapes.CLASSES, cityscapes.PALETTE, strict=True))}
 _HAVE_INSTANCES = 24  # and above: people and vehicles are told apart
 _TEST = 3  # images whose labels are withheld
+
+_PAPERS = (("README", b"drawn scenes\n"), ("license.txt", b"none: drawn\n"))  # beside the folder in both archives
 
 _CITIES = {
     "train": ("aachen", "bochum", "bremen", "cologne", "darmstadt", "dusseldorf", "erfurt", "hamburg", "hanover"),
@@ -45,11 +48,10 @@ class _Frame:
 def render(settings: Rendered, folder: Path) -> None:
     """Images and labels of train, val and, without their labels, test; all of one size, twice as wide as high."""
     frames = list(_frames(settings))
-    write_zip(
-        folder / "leftImg8bit_trainvaltest.zip",
-        ((f"leftImg8bit/{frame.place}_leftImg8bit.png", png(frame.image)) for frame in frames),
-    )
-    write_zip(folder / "gtFine_trainvaltest.zip", (member for frame in frames for member in _labels(frame)))
+    images = ((f"leftImg8bit/{frame.place}_leftImg8bit.png", png(frame.image)) for frame in frames)
+    labels = (member for frame in frames for member in _labels(frame))
+    for name, members in (("leftImg8bit", images), ("gtFine", labels)):
+        write_zip(folder / f"{name}_trainvaltest.zip", chain(_PAPERS, in_folders(members)))
 
 
 def _frames(settings: Rendered) -> Iterator[_Frame]:

@@ -15,7 +15,7 @@ from skimage.measure import regionprops
 
 from pipeline.config.schema import Rendered
 from pipeline.datasets import coco
-from pipeline.formats.encode import jpeg, write_zip
+from pipeline.formats.encode import in_folders, jpeg, write_zip
 from pipeline.synthetic import polygons
 from pipeline.synthetic.album import Picture, paint
 
@@ -37,7 +37,8 @@ def render(settings: Rendered, folder: Path) -> None:
     for place, p in enumerate([*pictures, pictures[0]]):
         number, (height, width) = 9 + 16 * place, p.label.shape
         file = f"COCO_train2014_{number:012d}.jpg"
-        photos.append((f"train2014/{file}", jpeg(p.image)))
+        # Some photographs of COCO are grey, in JPEGs of one channel; here the second.
+        photos.append((f"train2014/{file}", jpeg(p.image[:, :, 1] if place == 1 else p.image)))
         images.append({"license": 1, "file_name": file, "height": height, "width": width, "id": number})
         found = _objects(p, p.number == crowd) if place < len(pictures) else [_other(height, width)]
         objects += [{**item, "image_id": number, "id": 1000 + len(objects) + i} for i, item in enumerate(found)]
@@ -49,9 +50,9 @@ def render(settings: Rendered, folder: Path) -> None:
         "annotations": objects,
         "categories": [{"supercategory": "thing", "id": n, "name": name} for n, name in sorted([*named, _OTHER])],
     }
-    write_zip(folder / "train2014.zip", photos)
+    write_zip(folder / "train2014.zip", in_folders(photos))
     members = [("annotations/instances_train2014.json", json.dumps(record).encode())]
-    write_zip(folder / "annotations_trainval2014.zip", members)
+    write_zip(folder / "annotations_trainval2014.zip", in_folders(members))
 
 
 def _annotation(category: int, segmentation: Any, area: float, box: tuple[int, ...], crowd: int = 0) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from scipy.sparse import csc_matrix
 
 from pipeline.config.schema import Rendered
 from pipeline.datasets import context, person, voc
-from pipeline.formats.encode import Member, jpeg, lines, mat, png, voc_palette, write, write_tar, write_zip
+from pipeline.formats.encode import Member, in_folders, jpeg, lines, mat, png, voc_palette, write, write_tar, write_zip
 from pipeline.synthetic.album import Picture, paint, variant
 from pipeline.synthetic.scene import World
 from refinenet.data import IGNORE_INDEX
@@ -76,9 +76,9 @@ def render_voc(settings: Rendered, folder: Path) -> None:
             yield f"{root}/JPEGImages/{names[-1]}.jpg", jpeg(drawn.image)
         yield f"{root}/ImageSets/Segmentation/test.txt", lines(names)
 
-    write_tar(folder / "VOCtrainval_11-May-2012.tar", voc_members())
-    write_tar(folder / "VOC2012test.tar", test_members())
-    write_tar(folder / "benchmark.tgz", sbd_members())
+    write_tar(folder / "VOCtrainval_11-May-2012.tar", in_folders(voc_members()))
+    write_tar(folder / "VOC2012test.tar", in_folders(test_members()))
+    write_tar(folder / "benchmark.tgz", in_folders(sbd_members()))
 
 
 def _gtcls(label: NDArray[np.uint8]) -> NDArray[Any]:
@@ -119,8 +119,8 @@ def render_context(settings: Rendered, folder: Path) -> None:
             yield f"trainval/{ids[p.number]}.mat", mat({"LabelMap": label})
         yield "trainval/labels.txt", lines(f"{i}: {name}" for i, name in enumerate(names, 1))
 
-    write_tar(folder / _VOC2010, _voc2010(pictures, ids))
-    write_tar(folder / "trainval.tar.gz", labels())
+    write_tar(folder / _VOC2010, in_folders(_voc2010(pictures, ids)))
+    write_tar(folder / "trainval.tar.gz", in_folders(labels()))
     write(folder / "59_labels.txt", lines(f"{i}: {name}" for i, name in enumerate(frequent, 1)))
 
 
@@ -139,5 +139,5 @@ def render_person(settings: Rendered, folder: Path) -> None:
             yield f"{root}/pascal_person_part_trainval_list/{name}_id.txt", lines(listed)
             yield f"{root}/pascal_person_part_trainval_list/{name}.txt", lines(pairs)
 
-    write_tar(folder / _VOC2010, _voc2010(pictures, ids))
-    write_zip(folder / "pascal_person_part.zip", members())
+    write_tar(folder / _VOC2010, in_folders(_voc2010(pictures, ids)))
+    write_zip(folder / "pascal_person_part.zip", in_folders(members()))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.schema import Rendered
 from pipeline.datasets import sunrgbd
-from pipeline.formats.encode import Mat73, Member, cells, jpeg, mat, write_zip
+from pipeline.formats.encode import Mat73, Member, cells, in_folders, jpeg, mat, write_zip
 from pipeline.synthetic.album import Picture, paint, shifted
 
 _HOME = "/n/fs/sun3d/data/"  # where the authors had it: the prefix of every path in the metadata
@@ -59,8 +59,8 @@ def render(settings: Rendered, folder: Path) -> None:
         yield "SUNRGBDtoolbox/Metadata/seg37list.mat", mat({"seg37list": cells(sunrgbd.CLASSES)})
         yield "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat", mat({k: cells(v) for k, v in folders.items()})
 
-    write_zip(folder / "SUNRGBD.zip", frames())
-    write_zip(folder / "SUNRGBDtoolbox.zip", toolbox())
+    write_zip(folder / "SUNRGBD.zip", in_folders(frames()))
+    write_zip(folder / "SUNRGBDtoolbox.zip", in_folders(toolbox()))
 
 
 def _labels(pictures: list[Picture]) -> bytes:

@@ -39,18 +39,18 @@ CLASSES["coco"] = 21
 # After a change of what is drawn: `python -m tests.test_rendered_archives` prints this table anew.
 GOLDEN: dict[str, dict[str, str]] = {
     "voc": {
-        "VOC2012test.tar": "41ebb15194acf07941ed102b3a30e1658ac9840f8db3e1e78dcc688d7938242d",
-        "VOCtrainval_11-May-2012.tar": "27d34edc579b439dc5135d117c06dcc971eeaa7fcf064f321682e6a930291b43",
-        "benchmark.tgz": "92b49244f73028d44a9302d9e234d4fdd5c3ed647ff0576144a0c10454cad28b",
+        "VOC2012test.tar": "813c2f433b78208cdd0457f17f6760208247b8348e6eff6c3e73bb0fd5badacb",
+        "VOCtrainval_11-May-2012.tar": "9f78ad2df6163aa406fa1d3f354632edda376113fad33867e1f1d14a49058e07",
+        "benchmark.tgz": "ae3b328bb8280cd0ad2aace52c11d629a1dd5dd602f1c33784e425b5b5a4fef4",
     },
     "context": {
         "59_labels.txt": "50caec87e1c7602b2c15f4d10380e9d80bb64f592318b4f45ce0d910894ad26d",
-        "VOCtrainval_03-May-2010.tar": "237d6aa6974f740c0f8881a108c295e5f1c6a4e15ec1081d0da55c04a45126bc",
-        "trainval.tar.gz": "9a5c2943305fd31f065f1217c323ee72d676a4097d281154901e7d2c4fda6cfb",
+        "VOCtrainval_03-May-2010.tar": "0448a2aecab22dfab27a5a898ddf6c22b370df9a4555d25d3ec442ad801d0810",
+        "trainval.tar.gz": "cd4ea210ef67514f4281c578f98ea22118338eafe074d7e716b3c31eeb21ed21",
     },
     "person": {
-        "VOCtrainval_03-May-2010.tar": "8d70c6e5db742c886716a18f438654a9736be152f7d97524d65216748498aad3",
-        "pascal_person_part.zip": "1adea930576a4b81740e9f32a283efc10a733ee183a1061a27212fa46bcae55e",
+        "VOCtrainval_03-May-2010.tar": "d8da78963bc7e22102f3b1f89cb1ccfa9c89b904d4ea0571afd23a43873547ab",
+        "pascal_person_part.zip": "bfbafdd88783e1371acc64757bd218115af5e3be4ee989c88e0f732858d053a3",
     },
     "nyud": {
         "classMapping40.mat": "48721f4ced5b6bceab96bf214dfff3b0b681b33e257cb2a863373df4973e9260",
@@ -58,17 +58,17 @@ GOLDEN: dict[str, dict[str, str]] = {
         "splits.mat": "a357d10d02e5e3ebd492d1cc8194ede98647da277f71dd75ca033b8e64abc2e5",
     },
     "sunrgbd": {
-        "SUNRGBD.zip": "539e0f8e57277d5e66262f2d3ea89c6028a4eb1976d73f1ed7d4a4b376eb5bf0",
-        "SUNRGBDtoolbox.zip": "5181932b2eafa518f56800cb197e66f89f9f3ed58647716f3cf030fbd9c74133",
+        "SUNRGBD.zip": "1f3cb09d2c125bed08559acaf7bb5222eb1614e159fae16c214f4136b8c95fe3",
+        "SUNRGBDtoolbox.zip": "6461cc169df146cb0a51d663e29f7ab26a66df1a0fadc7e9738ba0bb74a31584",
     },
     "cityscapes": {
-        "gtFine_trainvaltest.zip": "dbe0b23baa631912a5667df1bd4dcf3aa7e3b0ac2a42fa53176df89f19c376ea",
-        "leftImg8bit_trainvaltest.zip": "3eb06b2a017e97d119e6f18cda01f6ceb1ea0fd7209dfd1536f424e45b50e643",
+        "gtFine_trainvaltest.zip": "4b1a2d1c5b01fd548ef46345cadc1d160452fb7c87637fcb752178f91d935e72",
+        "leftImg8bit_trainvaltest.zip": "6327fd9adb05ecd5c17b4fd353e02c7bd540706a2709e55e6fa428dd2cfd1535",
     },
-    "ade20k": {"ADEChallengeData2016.zip": "7b32230e564fecdf97ae84425694c2c54fa6336a03358087024a832a9e8fab94"},
+    "ade20k": {"ADEChallengeData2016.zip": "ffc2766cd9e5f0443c14568ea39ddd665af3a607c7ac50f8f1abefcae8cbe643"},
     "coco": {
-        "annotations_trainval2014.zip": "710edf19fa4c3ce88e6efacf888a1e61a10d27e2a4bf9de3911ef03ba94c53ca",
-        "train2014.zip": "54ddf07113d4439cb351698757c7e78aae04855f63adbf9811497aa3fe0f0467",
+        "annotations_trainval2014.zip": "fb4f585fcf2c26cc28aec5d25410d1cf37acee5298a8c420519931d8aef9d748",
+        "train2014.zip": "30e7d9e53d70fa88bfbd74f853910eda50df95e5cb2cf346464739fe5c408010",
     },
 }
 
@@ -93,14 +93,16 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Every member of a tar or zip, in order; the archive must hold files only, each once."""
+    """Every file in a tar or zip, in order; the archive must hold files and folders only, each once."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             assert len(set(archive.namelist())) == len(archive.namelist())
-            return {name: archive.read(name) for name in archive.namelist()}
+            return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
     found = {}
     with tarfile.open(path) as archive:
         for member in archive:
+            if member.isdir():
+                continue
             assert member.isfile()
             assert member.name not in found
             file = archive.extractfile(member)
@@ -261,6 +263,9 @@ LABEL_IDS = {
 
 def read_cityscapes(folder: Path) -> Iterator[Sample]:
     images, labels = contents(folder / "leftImg8bit_trainvaltest.zip"), contents(folder / "gtFine_trainvaltest.zip")
+    for papers in (images, labels):
+        assert [path for path in papers if "/" not in path] == ["README", "license.txt"]
+        del papers["README"], papers["license.txt"]
     assert len(labels) == 4 * len(images)
     table = np.full(256, 255)
     for train_id, label_id in enumerate(value for value in LABEL_IDS.values() if value > 3):
@@ -293,6 +298,7 @@ def read_ade20k(folder: Path) -> Iterator[Sample]:
     found = contents(folder / "ADEChallengeData2016.zip")
     table = list(csv.DictReader(io.StringIO(found["ADEChallengeData2016/objectInfo150.txt"].decode()), delimiter="\t"))
     assert [int(row["Idx"]) for row in table] == list(range(1, 151))
+    assert {"wall", "sky, or in other words", "floor "} == {row["Name"] for row in (table[0], table[2], table[3])}
     scenes = found["ADEChallengeData2016/sceneCategories.txt"].decode().splitlines()
     paths = [path for path in found if path.endswith(".jpg")]
     assert [line.split(" ")[0] for line in scenes] == [Path(path).stem for path in paths]
@@ -326,7 +332,10 @@ def read_coco(folder: Path) -> Iterator[Sample]:
                 assert not pixels[:, x + width + 1 :].any()
                 label[pixels] = 255 if thing["iscrowd"] else voc.index(thing["category_id"])
         if label.any():
-            yield "train", picture(photos[f"train2014/{image['file_name']}"], "RGB"), label
+            photo = photos[f"train2014/{image['file_name']}"]
+            grey = photo == list(photos.values())[1]
+            pixels = picture(photo, "L" if grey else "RGB")
+            yield "train", np.stack([pixels] * 3, axis=2) if grey else pixels, label
 
 
 READERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
@@ -344,6 +353,27 @@ READERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
 @pytest.mark.parametrize("name", READERS)
 def test_same_bytes_everywhere(name: str, rendered: Callable[[str], Path]) -> None:
     assert digests(rendered(name)) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_folders_come_before_what_is_in_them(name: str, rendered: Callable[[str], Path]) -> None:
+    """As in archives that are packed from a disk, of which all official ones are."""
+    archives = [path for path in rendered(name).iterdir() if path.suffix in (".zip", ".tar", ".tgz", ".gz")]
+    assert archives or name == "nyud"
+    for path in archives:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                members = [(info.filename.rstrip("/"), info.is_dir()) for info in archive.infolist()]
+        else:
+            with tarfile.open(path) as tar:
+                members = [(info.name, info.isdir()) for info in tar]
+        folders: set[str] = set()
+        for member, is_folder in members:
+            parent = str(Path(member).parent)
+            assert parent == "." or parent in folders, f"{path.name}: {member}"
+            if is_folder:
+                folders.add(member)
+        assert folders
 
 
 @pytest.mark.parametrize("name", READERS)
