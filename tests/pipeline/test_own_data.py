@@ -537,6 +537,15 @@ def test_every_experiment_and_protocol_is_a_row(scored: Path, capsys: pytest.Cap
     assert "- `best`: 12 images of leaves val; seed 0; profile own; 2 of 3 classes occur" in lines
 
 
+def test_a_table_of_drawn_images_says_so(scored: Path) -> None:
+    """Of a further data set that is drawn, or of a network that was first trained on drawn images."""
+    write({**leaves("best", "resnet50", "two", 2, 256), "drawn": True})
+    tabulate.tabulate("leaves")
+    notes = {row["experiment"]: row["notes"] for row in rows()}
+    assert notes["best"].endswith("drawn scenes: says nothing about accuracy")
+    assert "drawn" not in notes["leaves-res101"]
+
+
 def test_what_stands_in_the_way_of_the_table(scored: Path) -> None:
     write(leaves("best", "resnet50", "two", 2, 8) | {"dataset": "voc"}).rename("metrics/leaves/best.json")
     with pytest.raises(UserError, match=r"metrics/leaves/best\.json: .*it is of experiment 'best' on voc"):

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ import scipy.io
 from PIL import Image, ImageDraw
 from pycocotools import mask
 
+from pipeline import datasets
 from pipeline.config.schema import Rendered
 from pipeline.formats import encode
 from pipeline.synthetic import cityscapes, nyud, pascal, polygons, render
@@ -392,6 +394,22 @@ def test_every_class_occurs_in_both_splits(name: str, rendered: Callable[[str], 
         assert not count[CLASSES[name] : 255].any()
         assert not np.flatnonzero(count[: CLASSES[name]] < 10).size, f"{split}: {np.flatnonzero(count[:150] < 10)}"
     assert len(sizes) == 1 if name in ("nyud", "cityscapes") else len(sizes) > 4
+
+
+@pytest.mark.parametrize("name", sorted(READERS.keys() - {"coco"}))
+def test_the_projects_readers_see_the_same(name: str, rendered: Callable[[str], Path]) -> None:
+    """Doubles, slashes, frames, folders and all. COCO's rules for overlaps are in test_datasets.py."""
+
+    def key(split: str, image: np.ndarray[Any, Any], label: np.ndarray[Any, Any] | None) -> tuple[str, ...]:
+        assert label is not None
+        arrays = (np.ascontiguousarray(image), label.astype(np.uint8))
+        return split, *(f"{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}" for array in arrays)
+
+    box = (slice(1, 95), slice(1, 126)) if name == "nyud" else (slice(None), slice(None))
+    wanted = Counter(key(split, image[box], label[box]) for split, image, label in READERS[name](rendered(name)))
+    with datasets.load(name).Reader(rendered(name)) as reader:
+        found = Counter(key(part, *reader.read(part, one)) for part in ("train", "val") for one in reader.names(part))
+    assert found == wanted
 
 
 def pattern(names: dict[str, bytes]) -> set[str]:
