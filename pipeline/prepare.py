@@ -56,7 +56,7 @@ def run(name: str) -> None:
 
 
 def check_counts(dataset: Dataset, reader: Reader, splits: Iterable[str]) -> None:
-    """UserError unless each of `splits` has as many images as the official release; a warning where nobody is sure."""
+    """Raise UserError unless each of `splits` has as many images as the official release; warn where nobody is sure."""
     wrong: dict[bool, list[str]] = {True: [], False: []}
     for split in splits:
         expected, count = dataset.COUNTS.get(split), reader.released(split)

@@ -54,7 +54,7 @@ class Reader(ABC):
         return len(self.names(split))
 
     def is_verified(self, split: str) -> bool:
-        """Whether a source confirms the count that COUNTS has for `split`; where none does, another one is no error."""
+        """Say whether a source confirms what COUNTS has for `split`; where none does, another number is no error."""
         return True
 
     @abstractmethod

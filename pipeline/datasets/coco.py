@@ -234,7 +234,7 @@ def _mask(segmentation: Any, size: tuple[int, int], where: str) -> Any:
 
 
 def _is_flat(polygon: Any) -> bool:
-    """Whether it is a list of numbers, x and y of fewer than three points."""
+    """Say whether it is a list of numbers, x and y of fewer than three points."""
     return isinstance(polygon, list) and len(polygon) < 6
 
 

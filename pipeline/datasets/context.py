@@ -68,7 +68,7 @@ class Reader(datasets.Reader):
 
 
 def _numbered(data: bytes, where: str, count: int) -> list[str]:
-    """The names of an "id: name" list, in the spelling of CLASSES; the ids must be 1 to `count`, in order."""
+    """Return the names of an "id: name" list, in the spelling of CLASSES; the ids must be 1 to `count`, in order."""
     names = []
     for number, line in enumerate(decode.text(data, where), 1):
         index, colon, name = line.partition(":")

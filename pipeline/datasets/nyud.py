@@ -113,7 +113,7 @@ class Reader(datasets.Reader):
 
 
 def inside_frame(height: int, width: int) -> tuple[slice, slice]:
-    """The box that is kept of an image: rows, columns. See the module's text."""
+    """Return the box that is kept of an image: rows, columns. See the module's text."""
     rows, columns = (
         slice(*((2 * edge * side + whole) // (2 * whole) for edge in edges))  # rounded, half up
         for edges, side, whole in zip(BOX, (height, width), TYPICAL_SIZE, strict=True)

@@ -116,7 +116,7 @@ class Reader(datasets.Reader):
 
 
 def _bare(text: str) -> str:
-    """A class's name without what its writers differ in: "floor_mat", "floor mat", "Floor-mat"."""
+    """Return a class's name without what its writers differ in: "floor_mat", "floor mat", "Floor-mat"."""
     return text.lower().translate(str.maketrans("", "", " _-"))
 
 

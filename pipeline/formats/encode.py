@@ -178,7 +178,7 @@ def lines(texts: Iterable[str]) -> bytes:
 
 
 def in_folders(members: Iterable[Member]) -> Iterator[Member]:
-    """The members, before the first in a folder that folder itself: so tar and zip pack what lies on a disk."""
+    """Yield the members, each folder before the first in it, as tar and zip pack what lies on a disk."""
     seen: set[str] = set()
     for name, content in members:
         parents = [f"{name[:at]}/" for at, char in enumerate(name) if char == "/"]

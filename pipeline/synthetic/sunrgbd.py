@@ -37,7 +37,7 @@ def _place(number: int) -> tuple[str, str]:
 
 
 def _listed(folder: str) -> str:
-    """The path of a frame's folder on the authors' machine, which for two of the four sensors ends in a slash."""
+    """Return the path of a frame's folder on the authors' machine: of two of the four sensors with a final slash."""
     return f"{_HOME}{folder}{'/' if folder.startswith(('SUNRGBD/realsense', 'SUNRGBD/xtion')) else ''}"
 
 

@@ -45,7 +45,7 @@ class Result:
 
     @property
     def drawn(self) -> bool:
-        """Whether the model has seen drawn images; a test server's are never drawn, but its training's may be."""
+        """Say whether the model has seen drawn images: a test server's are never drawn, but its training's may be."""
         return self.val.first.drawn
 
     @property
