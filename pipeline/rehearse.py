@@ -37,7 +37,7 @@ from pipeline.config.profiles import PARAMS, PROFILES, read_params, read_profile
 from pipeline.config.resolve import SETTINGS, resolve
 from pipeline.config.schema import Params
 from pipeline.fetch import checksums, local
-from pipeline.runtime.cli import attach, run_cli
+from pipeline.runtime.cli import EXIT_TRY_AGAIN, attach, run_cli
 from pipeline.tables.paper import published
 from pipeline.test_servers.formats import SERVERS
 from pipeline.tracking import KEPT
@@ -63,7 +63,6 @@ CHANGED = {
     "train.*.phases": "their lengths; the parts and the learning rates stay",
     "train.*.recipe.steps": "the length",
     "train.*.recipe.log_every": "each step is timed",
-    "train.*.recipe.checkpoint_every": "so that there is something to resume from",
     "train.*.device": "--device",
     "evaluate.*.device": "--device",
     "train.*.threads": "no more than this machine has cores for each job: more of them wait for each other",
@@ -101,7 +100,7 @@ class Job:
     name: str
     command: Sequence[str]
     needs: tuple[str, ...] = ()
-    kill: bool = False  # this training is killed after its first checkpoint and started again
+    kill: bool = False  # this training is stopped by SIGTERM, goes on, is killed, and goes on
 
 
 @dataclass
@@ -168,7 +167,6 @@ def settings_of(real: Mapping[str, Mapping[str, Any]], options: Options) -> dict
             phase["steps"] = each
         steps = each * max(1, len(training["phases"]))
         training["recipe"] |= {"steps": steps, "log_every": 1}
-        training["recipe"] |= {"checkpoint_every": 1 if name == killed(real) else steps}
         training["source"] = None
         if options.thin:
             training["network"] |= THIN
@@ -180,7 +178,7 @@ def settings_of(real: Mapping[str, Mapping[str, Any]], options: Options) -> dict
 
 
 def killed(settings: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the training that is killed after its first checkpoint and started again: the first that trains."""
+    """Return the training that is stopped, killed, and started again: the first that trains."""
     trains = (name for name, one in settings["train"].items() if one["target"] == "models" or one["phases"])
     return next(trains, None)
 
@@ -307,44 +305,55 @@ class Rehearsal:
         log = self.folder / "logs" / f"{job.name.replace(' ', '-').replace('/', '_')}.log"
         spool = log.with_suffix(".jsonl")
         result = Result(job.name, 0.0)
+        if job.kill and (problem := self._kill(job, log)):
+            result.error = problem
         code, peak = self._process(job, log, spool)
-        if job.kill and code == -signal.SIGKILL:
-            first = _logged(spool)
-            spool = log.with_suffix(".resumed.jsonl")
-            code, peak = self._process(replace(job, kill=False), log, spool)
-            again = _logged(spool)
-            if code == 0 and first and again and again[0]["step"] <= first[0]["step"]:
-                result.error = "killed after its first step, it began again instead of going on"
-            result.notes.append("killed and resumed")
-        elif job.kill and code == 0:
-            result.notes.append("over before it could be killed")
+        if job.kill and not code:
+            steps = [call["step"] for call in _logged(spool) if "loss" in call["values"]]
+            result.notes.append("stopped, killed and resumed")
+            if steps[:1] == [1]:
+                result.error = "stopped after a step and started again, it began anew instead of going on"
         result.seconds, result.host = time.perf_counter() - begin, peak
         if code:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
             result.error = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
-        elif spool.is_file():
+        elif spool.is_file() and result.error is None:
             self._measure(job, spool, result)
         # Gigabytes that nobody needs any more.
         if job.name.startswith("train "):
             shutil.rmtree(self.folder / "checkpoints" / job.command[-1], ignore_errors=True)
         return result
 
-    def _process(self, job: Job, log: Path, spool: Path) -> tuple[int, float]:
-        """Run a job's process; return its exit code (negative: killed by this signal) and peak memory in bytes."""
+    def _kill(self, job: Job, log: Path) -> str | None:
+        """Stop a training after a step, then start and kill it; return what was wrong with how it ended."""
+        for how, expected in ((signal.SIGTERM, EXIT_TRY_AGAIN), (signal.SIGKILL, -signal.SIGKILL)):
+            code, _ = self._process(job, log, log.with_suffix(f".{how.name.lower()}.jsonl"), how)
+            if code != expected:
+                return f"after {how.name} it ended with {code}, expected {int(expected)}"
+        return None
+
+    def _process(self, job: Job, log: Path, spool: Path, how: signal.Signals | None = None) -> tuple[int, float]:
+        """Run a job's process; return its exit code (negative: killed by this signal) and peak memory in bytes.
+
+        `how`: this signal ends it once it has told of a step.
+        """
         with log.open("ab") as file:
             process = subprocess.Popen(
-                job.command, cwd=self.folder, env=self.environment(spool), stdin=subprocess.DEVNULL, stdout=file,
+                job.command,
+                cwd=self.folder,
+                env=self.environment(spool),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
                 stderr=subprocess.STDOUT,
-            )  # fmt: skip
-            if job.kill:
-                checkpoints = self.folder / "checkpoints" / job.command[-1]
-                while process.poll() is None and not any(checkpoints.glob("step-*")):
-                    time.sleep(0.02)
-                process.kill()
-            _, status, usage = os.wait4(process.pid, 0) if process.returncode is None else (0, 0, None)
-            code = process.returncode if usage is None else os.waitstatus_to_exitcode(status)
-            process.returncode = code
-        return code, usage.ru_maxrss * 1024.0 if usage else 0.0
+            )
+        while how is not None and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if any("loss" in call["values"] for call in _logged(spool)):
+                process.send_signal(how)
+                break
+            time.sleep(0.02)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, usage.ru_maxrss * 1024.0
 
     def _photo(self, name: str) -> None:
         """Write an image of the evaluation's data as a file, to predict on."""
@@ -380,7 +389,9 @@ class Rehearsal:
 
 
 def _logged(spool: Path) -> list[dict[str, Any]]:
-    lines = spool.read_text(encoding="utf-8").splitlines() if spool.is_file() else []
+    """Return what a stage has logged so far; the last line may not be whole yet."""
+    text = spool.read_text(encoding="utf-8") if spool.is_file() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()
     return [call for call in map(json.loads, lines) if call["call"] == "log"]
 
 

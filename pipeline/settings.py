@@ -18,6 +18,7 @@ from pipeline import preflight
 from pipeline.config.profiles import PARAMS, PROFILES, bases, read_params, read_profile, read_yaml
 from pipeline.config.resolve import SETTINGS, resolve
 from pipeline.config.schema import TorchvisionWeights
+from pipeline.fetch import local
 from pipeline.runtime import cli
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError

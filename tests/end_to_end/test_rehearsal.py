@@ -68,8 +68,9 @@ def test_every_reason_is_one(project: Path) -> None:
     """A list with reasons for what is not changed would hide what will be changed one day."""
     own = {"leaves": {"images": "photos", "masks": "masks", "classes": ["soil", "leaf"]}}
     paper = yaml.safe_load(Path("profiles/paper.yaml").read_text())
+    lengths = {**paper["datasets"], "leaves": {"train": {"steps": 10}}}
     models = {"nyud-res50": {"url": "file:///none.safetensors"}}
-    Path("profiles/all.yaml").write_text(yaml.safe_dump({**paper, "own": own, "models": models}))
+    Path("profiles/all.yaml").write_text(yaml.safe_dump({**paper, "own": own, "models": models, "datasets": lengths}))
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["experiments"]["leaves-res50"] = {"data": "leaves", "start": "resnet50"}
     Path("params.yaml").write_text(yaml.safe_dump({**params, "own": ["leaves"]}))
@@ -161,7 +162,7 @@ def test_profile_paper_with_thin_networks(project: Path) -> None:
         assert "s a step" in lines[f"train {name}"]
     for name in params.experiments:
         assert "images/s" in lines[f"evaluate {name}"]
-    assert len([line for line in lines.values() if "killed and resumed" in line]) == 1
+    assert len([line for line in lines.values() if "stopped, killed and resumed" in line]) == 1
     assert {"submit voc", "submit cityscapes", "report"} <= lines.keys()
     assert {"export", "predict", "serve"} <= {name.partition(" ")[0] for name in lines}
     assert "Forecast of profile paper" in done.stdout

@@ -41,36 +41,36 @@ CLASSES["coco"] = 21
 # After a change of what is drawn: `python -m tests.test_rendered_archives` prints this table anew.
 GOLDEN: dict[str, dict[str, str]] = {
     "voc": {
-        "VOC2012test.tar": "813c2f433b78208cdd0457f17f6760208247b8348e6eff6c3e73bb0fd5badacb",
-        "VOCtrainval_11-May-2012.tar": "9f78ad2df6163aa406fa1d3f354632edda376113fad33867e1f1d14a49058e07",
-        "benchmark.tgz": "ae3b328bb8280cd0ad2aace52c11d629a1dd5dd602f1c33784e425b5b5a4fef4",
+        "VOC2012test.tar": "7cbc4a6dbf82a79adcb1e7496f956c1b5b31e5dea19b670ca584532fe5cf6753",
+        "VOCtrainval_11-May-2012.tar": "a747156b6d5139ac17a530eb9060eb405f4fc15c649510eb7657dcb50e07ed49",
+        "benchmark.tgz": "a81c08e22ebb9b719b62feda4975788ef6a1737d8fc2fcfe7d974d5f2a851afe",
     },
     "context": {
         "59_labels.txt": "50caec87e1c7602b2c15f4d10380e9d80bb64f592318b4f45ce0d910894ad26d",
-        "VOCtrainval_03-May-2010.tar": "0448a2aecab22dfab27a5a898ddf6c22b370df9a4555d25d3ec442ad801d0810",
-        "trainval.tar.gz": "cd4ea210ef67514f4281c578f98ea22118338eafe074d7e716b3c31eeb21ed21",
+        "VOCtrainval_03-May-2010.tar": "1282ef2fac38f9f1b916a21f7d40ecb571f72ebfc1572976adc045af4c022a02",
+        "trainval.tar.gz": "d22f30e5cb63d65f9e70e74b291df6de69acb329428e42672786df37dfc29865",
     },
     "person": {
-        "VOCtrainval_03-May-2010.tar": "d8da78963bc7e22102f3b1f89cb1ccfa9c89b904d4ea0571afd23a43873547ab",
-        "pascal_person_part.zip": "bfbafdd88783e1371acc64757bd218115af5e3be4ee989c88e0f732858d053a3",
+        "VOCtrainval_03-May-2010.tar": "7f59c4e4ca54a6622c3851db1eeeb8476f82d38d4937d9f697f9e4484df69d88",
+        "pascal_person_part.zip": "56cdd14b0beb48511886e623d968cd961ca2beeed4be5665536c369c22e96127",
     },
     "nyud": {
         "classMapping40.mat": "48721f4ced5b6bceab96bf214dfff3b0b681b33e257cb2a863373df4973e9260",
-        "nyu_depth_v2_labeled.mat": "e3e3858de3507e5bd1a805be6a9264725a4853ea94b6da41143a0643811fad33",
+        "nyu_depth_v2_labeled.mat": "e24b4fee33f613527bf571c2d64f9ef1d2a064292453e4dc52075fc9b93be960",
         "splits.mat": "a357d10d02e5e3ebd492d1cc8194ede98647da277f71dd75ca033b8e64abc2e5",
     },
     "sunrgbd": {
-        "SUNRGBD.zip": "1f3cb09d2c125bed08559acaf7bb5222eb1614e159fae16c214f4136b8c95fe3",
-        "SUNRGBDtoolbox.zip": "6461cc169df146cb0a51d663e29f7ab26a66df1a0fadc7e9738ba0bb74a31584",
+        "SUNRGBD.zip": "d1d418a8dc2192349909542ca8bfbf8a9c7aa20dfa2c45f4cb7911f7c68cad3b",
+        "SUNRGBDtoolbox.zip": "fce9fb8ccd17263cc6605cb050064309a086c0675c23667e84c2a7389d6774f2",
     },
     "cityscapes": {
-        "gtFine_trainvaltest.zip": "4b1a2d1c5b01fd548ef46345cadc1d160452fb7c87637fcb752178f91d935e72",
-        "leftImg8bit_trainvaltest.zip": "6327fd9adb05ecd5c17b4fd353e02c7bd540706a2709e55e6fa428dd2cfd1535",
+        "gtFine_trainvaltest.zip": "6e099d64585ce0cede5408fa8761a9d5d97e50da1202c3417c33018a36e1ab88",
+        "leftImg8bit_trainvaltest.zip": "409ff59c1aefc1c87ad501f7fef68c6bb9aefe170b5e03b692990f748cc9f9d9",
     },
-    "ade20k": {"ADEChallengeData2016.zip": "ffc2766cd9e5f0443c14568ea39ddd665af3a607c7ac50f8f1abefcae8cbe643"},
+    "ade20k": {"ADEChallengeData2016.zip": "f487ae64a25a5d28396a3d93a2c2cfdaee73586adb8541d93850175aa7bbca80"},
     "coco": {
-        "annotations_trainval2014.zip": "fb4f585fcf2c26cc28aec5d25410d1cf37acee5298a8c420519931d8aef9d748",
-        "train2014.zip": "30e7d9e53d70fa88bfbd74f853910eda50df95e5cb2cf346464739fe5c408010",
+        "annotations_trainval2014.zip": "524c188c5569d9747060a90fd2791336ed895e68a3a6367850609609029375fd",
+        "train2014.zip": "988e9bab5684c6e539778d53ea965cf28652d206f32062b9e42e5c38ba6822d5",
     },
 }
 
