@@ -74,7 +74,7 @@ class Reader(datasets.Reader):
     def __init__(self, raw: Path) -> None:
         super().__init__(raw)
         self._archive = self.archive("ADEChallengeData2016.zip")
-        data, where = self._archive.named(f"{_ROOT}/objectInfo150.txt")
+        data, where = self._archive.read_named(f"{_ROOT}/objectInfo150.txt")
         rows = [line.split("\t") for line in decode.text(data, where)][1:]  # the first line names the columns
         decode.check_classes([row[-1].partition(",")[0].strip() for row in rows], CLASSES, where)
 
@@ -93,6 +93,6 @@ class Reader(datasets.Reader):
         return self._archive.where(self._label(split, name))
 
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
-        image = decode.photo(*self._archive.named(f"{_ROOT}/images/{_FOLDERS[split]}/{name}.jpg"))
-        data, where = self._archive.named(self._label(split, name))
+        image = decode.photo(*self._archive.read_named(f"{_ROOT}/images/{_FOLDERS[split]}/{name}.jpg"))
+        data, where = self._archive.read_named(self._label(split, name))
         return image, decode.relabel(decode.index_png(data, where, modes="L"), _TABLE, where)

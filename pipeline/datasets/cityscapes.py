@@ -59,10 +59,10 @@ class Reader(datasets.Reader):
         return self._labels.where(_member("gtFine", split, name, "gtFine_labelIds"))
 
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
-        image = decode.photo(*self._images.named(_member("leftImg8bit", split, name, "leftImg8bit")))
+        image = decode.photo(*self._images.read_named(_member("leftImg8bit", split, name, "leftImg8bit")))
         if split == "test":
             return image, None
-        data, where = self._labels.named(_member("gtFine", split, name, "gtFine_labelIds"))
+        data, where = self._labels.read_named(_member("gtFine", split, name, "gtFine_labelIds"))
         return image, decode.relabel(decode.index_png(data, where, modes="L"), _TABLE, where)
 
 

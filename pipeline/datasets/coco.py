@@ -87,7 +87,7 @@ class Reader(datasets.Reader):
         return f"{self._annotations.where(_JSON)}[{printable(name)}]"
 
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
-        image = decode.photo(*self._images.named(f"train2014/{name}.jpg"))
+        image = decode.photo(*self._images.read_named(f"train2014/{name}.jpg"))
         row, where = self._names[name], self.where(split, name)
         size = self._sizes[row]
         if image.shape[:2] != size:

@@ -47,7 +47,7 @@ class Reader(datasets.Reader):
         path = self.file("59_labels.txt")
         classes = _numbered(path.read_bytes(), str(path), len(CLASSES) - 1)
         decode.check_classes(classes, CLASSES[1:], str(path))
-        data, where = self._labels.named("trainval/labels.txt")
+        data, where = self._labels.read_named("trainval/labels.txt")
         names = _numbered(data, where, LABELS)
         missing = set(CLASSES[1:]).difference(names)
         if missing:
@@ -56,14 +56,14 @@ class Reader(datasets.Reader):
         self._table = np.array([0] + [ids.get(name, 0) for name in names], np.uint8)
 
     def names(self, split: str) -> list[str]:
-        return decode.image_list(*self._voc.named(f"{_VOC}/ImageSets/Main/{split}.txt"))
+        return decode.image_list(*self._voc.read_named(f"{_VOC}/ImageSets/Main/{split}.txt"))
 
     def where(self, split: str, name: str) -> str:
         return self._labels.where(f"trainval/{name}.mat")
 
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
-        image = decode.photo(*self._voc.named(f"{_VOC}/JPEGImages/{name}.jpg"))
-        data, where = self._labels.named(f"trainval/{name}.mat")
+        image = decode.photo(*self._voc.read_named(f"{_VOC}/JPEGImages/{name}.jpg"))
+        data, where = self._labels.read_named(f"trainval/{name}.mat")
         return image, decode.relabel(decode.matlab(data, where, "LabelMap"), self._table, where)
 
 

@@ -89,7 +89,7 @@ class Reader(datasets.Reader):
         return image, label
 
     def _text(self, member: str) -> list[str]:
-        return decode.text(*self._archive.named(f"{member}.txt"))
+        return decode.text(*self._archive.read_named(f"{member}.txt"))
 
     @cached_property
     def _table(self) -> Array:

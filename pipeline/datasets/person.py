@@ -59,7 +59,9 @@ class Reader(datasets.Reader):
 
     def names(self, split: str) -> list[str]:
         if self._ready:
-            return decode.image_list(*self._parts.named(f"{_ROOT}/pascal_person_part_trainval_list/{split}_id.txt"))
+            return decode.image_list(
+                *self._parts.read_named(f"{_ROOT}/pascal_person_part_trainval_list/{split}_id.txt")
+            )
         if split not in self._found:
             self._found[split] = self._search(f"{_VOC}/ImageSets/Main/{split}.txt")
         return list(self._found[split])
@@ -70,7 +72,7 @@ class Reader(datasets.Reader):
 
     def _search(self, member: str) -> list[str]:
         """The images of VOC's list `member` that have a part of a person; every annotation is read for it."""
-        listed = decode.image_list(*self._voc.named(member))
+        listed = decode.image_list(*self._voc.read_named(member))
         found = [name for name in listed if self._label(name) in self._parts and self._merged(name) is not None]
         if not found:
             raise UserError(f"{self._voc.where(member)}: no image with a part of a person in {_RAW}")
@@ -83,14 +85,14 @@ class Reader(datasets.Reader):
         return self._parts.where(self._label(name))
 
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
-        image = decode.photo(*self._voc.named(f"{_VOC}/JPEGImages/{name}.jpg"))
+        image = decode.photo(*self._voc.read_named(f"{_VOC}/JPEGImages/{name}.jpg"))
         if self._ready:
-            return image, decode.index_png(*self._parts.named(self._label(name)), modes="PL")
+            return image, decode.index_png(*self._parts.read_named(self._label(name)), modes="PL")
         return image, self._merged(name)
 
     def _merged(self, name: str) -> Array | None:
         """The label of an image from its raw annotations; None where no part of a person has a pixel."""
-        data, where = self._parts.named(self._label(name))
+        data, where = self._parts.read_named(self._label(name))
         label: Array | None = None
         for anno in _structs(decode.matlab(data, where, "anno"), ("objects",), where):
             for thing in _structs(anno["objects"], ("class", "parts"), where):

@@ -58,7 +58,7 @@ class Reader(datasets.Reader):
         self._pictures = self.archive("SUNRGBD.zip")
         self._members = {_relative(member): member for member in self._pictures if member.endswith((".jpg", ".png"))}
         self._toolbox = self.archive("SUNRGBDtoolbox.zip")
-        data, where = self._toolbox.named(_SEG37)
+        data, where = self._toolbox.read_named(_SEG37)
         found = decode.strings(decode.matlab(data, where, "seg37list"), where)
         decode.check_classes([_SPELT.get(_bare(text), text) for text in found], CLASSES, where)
         self._paths = self._read_paths()
@@ -90,7 +90,7 @@ class Reader(datasets.Reader):
         return [(_relative(path).rpartition("/image/")[0], file) for path, file in zip(paths, files, strict=True)]
 
     def names(self, split: str) -> list[str]:
-        data, where = self._toolbox.named(_ALLSPLIT)
+        data, where = self._toolbox.read_named(_ALLSPLIT)
         wanted = [_relative(path) for path in decode.strings(decode.matlab(data, where, _SPLITS[split]), where)]
         if not wanted:
             raise UserError(f"{where}: {_SPLITS[split]} is empty")
@@ -109,7 +109,7 @@ class Reader(datasets.Reader):
         index = int(name) - 1
         directory, file = self._paths[index]
         path = f"{directory}/image/{file}"
-        image = decode.photo(*self._pictures.named(self._members.get(path, f"SUNRGBD/{path}")))
+        image = decode.photo(*self._pictures.read_named(self._members.get(path, f"SUNRGBD/{path}")))
         found = self._data.referenced(self._references[index], f"[{name}]")
         label = self._data.read(found, (), f"[{name}]", decode.PIXELS)
         return image, decode.relabel(label.T, _TABLE, self.where(split, name))

@@ -40,12 +40,14 @@ class Reader(datasets.Reader):
         self._sbd = self.archive("benchmark.tgz")
         self._test = self.archive("VOC2012test.tar") if self.has("VOC2012test.tar") else None
         self._voc_train, self._val = (
-            decode.image_list(*self._voc.named(f"{_VOC}/ImageSets/Segmentation/{split}.txt"))
+            decode.image_list(*self._voc.read_named(f"{_VOC}/ImageSets/Segmentation/{split}.txt"))
             for split in ("train", "val")
         )
         self._own = set(self._voc_train) | set(self._val)
         sbd = [
-            name for split in ("train", "val") for name in decode.image_list(*self._sbd.named(f"{_SBD}/{split}.txt"))
+            name
+            for split in ("train", "val")
+            for name in decode.image_list(*self._sbd.read_named(f"{_SBD}/{split}.txt"))
         ]
         val = set(self._val)
         self._trainaug = [name for name in dict.fromkeys(self._voc_train + sbd) if name not in val]
@@ -53,7 +55,7 @@ class Reader(datasets.Reader):
     def names(self, split: str) -> list[str]:
         if split == "test":
             member = f"{_VOC}/ImageSets/Segmentation/test.txt"
-            return [] if self._test is None else decode.image_list(*self._test.named(member))
+            return [] if self._test is None else decode.image_list(*self._test.read_named(member))
         return list({"train": self._trainaug, "train_voc": self._voc_train, "val": self._val}[split])
 
     def where(self, split: str, name: str) -> str:
@@ -65,14 +67,14 @@ class Reader(datasets.Reader):
 
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
         if split == "test" and self._test is not None:
-            return decode.photo(*self._test.named(f"{_VOC}/JPEGImages/{name}.jpg")), None
+            return decode.photo(*self._test.read_named(f"{_VOC}/JPEGImages/{name}.jpg")), None
         if name in self._own:
             return (
-                decode.photo(*self._voc.named(f"{_VOC}/JPEGImages/{name}.jpg")),
-                decode.index_png(*self._voc.named(f"{_VOC}/SegmentationClass/{name}.png"), modes="P"),
+                decode.photo(*self._voc.read_named(f"{_VOC}/JPEGImages/{name}.jpg")),
+                decode.index_png(*self._voc.read_named(f"{_VOC}/SegmentationClass/{name}.png"), modes="P"),
             )
-        image = decode.photo(*self._sbd.named(f"{_SBD}/img/{name}.jpg"))
-        data, where = self._sbd.named(f"{_SBD}/cls/{name}.mat")
+        image = decode.photo(*self._sbd.read_named(f"{_SBD}/img/{name}.jpg"))
+        data, where = self._sbd.read_named(f"{_SBD}/cls/{name}.mat")
         return image, _segmentation(decode.matlab(data, where, "GTcls"), where)
 
 

@@ -150,7 +150,7 @@ class Archive:
             raise UserError(f"{self.where(member)}: {size} bytes, expected {most} at most")
         return b"".join(self.chunks(member))
 
-    def named(self, member: str) -> tuple[bytes, str]:
+    def read_named(self, member: str) -> tuple[bytes, str]:
         """`read(member), where(member)`: the arguments of the decoders."""
         return self.read(member), self.where(member)
 

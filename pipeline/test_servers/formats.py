@@ -160,7 +160,7 @@ class Server:
             if len(competitions) > 1:
                 raise UserError(f"{path}: {' and '.join(sorted(competitions))}, expected one competition")
             for image, member in progress.bar(f"check {path.name}", "image", found.items()):
-                self.check_png(*archive.named(member), sizes[image])
+                self.check_png(*archive.read_named(member), sizes[image])
         return len(found)
 
     def sizes(self, images: Split, split: str, partial: bool) -> dict[str, tuple[int, int]]:

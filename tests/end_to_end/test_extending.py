@@ -46,8 +46,8 @@ class Reader(datasets.Reader):
         return self._archive.where(f"{split}/{name}.png")
 
     def read(self, split, name):
-        image = decode.photo(*self._archive.named(f"{split}/{name}.jpg"))
-        data, where = self._archive.named(f"{split}/{name}.png")
+        image = decode.photo(*self._archive.read_named(f"{split}/{name}.jpg"))
+        data, where = self._archive.read_named(f"{split}/{name}.png")
         return image, decode.relabel(decode.index_png(data, where, modes="L"), _TABLE, where)
 '''
 WRITER = '''
