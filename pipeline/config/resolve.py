@@ -192,7 +192,9 @@ def _steps(given: Mapping[str, Any], parts: Sequence[Sequence[str]], batch_size:
         both = "both" if "steps" in given else "neither"
         raise UserError(f"{where}: steps and epochs say how long it is and {both} is there, expected one of them")
     if "steps" in given:
-        return given["steps"]  # type: ignore[no-any-return] - checked with the other settings
+        if not isinstance(steps := given["steps"], int):
+            raise UserError(f"{where}: steps is {steps!r}, expected a whole number")
+        return steps
     if not isinstance(epochs := given["epochs"], (int, float)) or epochs <= 0:
         raise UserError(f"{where}: epochs is {epochs!r}, expected a number above 0")
     images = 0
@@ -247,7 +249,8 @@ def training_settings(name: str, training: Training, params: Params, profile: Pr
     network = asdict(build(Config, values, f"{where}: network of {name}"))
     del network["classes"]
     recipe = _layers("train", name, training, profile)
-    batch_size = int(recipe.get("batch_size", 1))
+    size = recipe.get("batch_size", 1)
+    batch_size = size if isinstance(size, int) and size > 0 else 1  # a wrong one is told of with the other settings
     # An experiment without a pretraining trains on the whole training set, in one phase.
     phases = own.get("phases", {}).get("pretrain" if early else "train", []) if early or first else []
     allowed = {training.data, training.also} if isinstance(training, Pretraining) else {training.data}

@@ -130,6 +130,11 @@ def test_lengths_in_epochs_of_the_authors(project: Path) -> None:
         ({"steps": 5, "epochs": 1}, "train of leaves-res50: steps and epochs say .* and both is there, expected one"),
         ({"epochs": 0}, "train of leaves-res50: epochs is 0, expected a number above 0"),
         ({"epochs": "x"}, "train of leaves-res50: epochs is 'x', expected a number above 0"),
+        ({"steps": "x"}, "train of leaves-res50: steps is 'x', expected a whole number"),
+        (
+            {"steps": 5, "batch_size": "x"},
+            "train of leaves-res50: recipe.batch_size is 'x': Input should be a valid int",
+        ),
     ],
 )
 def test_a_length_that_cannot_be_told(of_leaves: dict[str, Any], message: str, project: Path) -> None:
@@ -353,7 +358,7 @@ MISTAKES = {
         r"profiles/mini\.yaml: .*class_sampling_power is 2\.0, expected 0 ",
     ),
     "recipe key": ({}, {"train": {"stepz": 3}}, r"profiles/mini\.yaml: train of .*: unknown key recipe\.stepz"),
-    "recipe value": ({}, {"train": {"steps": "many"}}, r"recipe\.steps is 'many': Input should be a valid integer"),
+    "recipe value": ({}, {"train": {"steps": "many"}}, r"train of .*: steps is 'many', expected a whole number"),
     "recipe range": ({}, {"train": {"steps": 0}}, r"train\.steps is 0, expected 1 or more"),
     "cascade": (
         {"experiments": {"x": {"data": "voc", "start": "resnet50", "cascade": "five"}}},
