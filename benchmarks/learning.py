@@ -40,6 +40,7 @@ from refinenet.errors import UserError
 from refinenet.inference import multiscale
 from refinenet.model.network import RefineNet, load, save
 from refinenet.training import initial, loop
+from refinenet.training.checkpoints import due_every
 
 BACKBONE = "timm:tf_efficientnet_lite0"
 SHOWN = 12  # validation images on a sheet
@@ -112,7 +113,8 @@ def train(name: str, network: Mapping[str, Any], recipe: Recipe, choice: argpars
             )
 
     kept = json.dumps([network, asdict(recipe), choice.seed, choice.device, len(split)], sort_keys=True)
-    curve = loop.train(model, split, recipe, choice.seed, choice.to / f"{name}.checkpoints", kept, on_step)
+    folder, due = choice.to / f"{name}.checkpoints", due_every(600)
+    curve = loop.train(model, split, recipe, choice.seed, folder, kept, on_step, due=due)
     with atomic_file(choice.to / f"{name}.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         rows = ((point.step, f"{point.loss:.6g}", f"{point.lr:.6g}") for point in curve)
         csv.writer(file, lineterminator="\n").writerows([("step", "loss", "lr"), *rows])

@@ -91,6 +91,7 @@ ELSEWHERE = {
     "dvc push": "test_remotes.",
     "dvc pull": "test_remotes.",
     "snakemake --cores 16 --resources gpu=4": "(four GPUs)",
+    "snakemake --cores 16 metrics/voc/voc-res50-demo.json": "(a GPU, VOC's archives)",
     "export VOC=/data/voc": "test_real_voc.",
     "export ARCHIVES=/data/archives": "test_download.",
     "python -m pipeline.submit voc": "test_submit.",

@@ -27,7 +27,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which voc-res101 is trained and evaluated, and all of that committed."""
     folder = small_project.make(tmp_path_factory.mktemp("project"), TINY)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    del params["experiments"]["voc-res152"]
+    for other in ("voc-res152", "voc-res50-demo"):
+        del params["experiments"][other]
     params["backbones"] = ["resnet101"]
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     call(folder, "dvc", "repro", "evaluate@voc-res101")

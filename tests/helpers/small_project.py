@@ -1,4 +1,4 @@
-"""A small project of its own for a test: this one's code and graph, VOC's two trainings, a profile of the test's."""
+"""A small project of its own for a test: this one's code and graph, VOC's trainings, a profile of the test's."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def make(folder: Path, profile: str) -> Path:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["profile"] = "test"
     params["datasets"] = ["voc"]
-    params["backbones"] = ["resnet101", "resnet152"]
+    params["backbones"] = ["resnet50", "resnet101", "resnet152"]
     params["pretrainings"] = {}
     params["experiments"] = {
-        k: {**v, "start": k.removeprefix("voc-").replace("res", "resnet")}
+        k: {**v, "start": k.split("-")[1].replace("res", "resnet")}
         for k, v in params["experiments"].items()
-        if v["data"] == "voc" and v["pools"] == 4
+        if v["data"] == "voc"
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "profiles" / "test.yaml").write_text(profile)

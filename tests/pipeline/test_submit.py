@@ -649,7 +649,7 @@ def test_archives_whose_scores_no_table_shows(
 
 def test_from_answer_to_table(noted: Path) -> None:
     """The mark falls away, the difference is like for like; other weights since are told."""
-    fake_run.write_metrics(Path(), ["voc-res101", "voc-res152"], "paper")
+    fake_run.write_metrics(Path(), tabulate.experiments("voc"), "paper")
     assert record("voc", "--mean-iou", "82.95") == 0
     tabulate.tabulate("voc")
     text = Path("results/voc_table.md").read_text()
