@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=list(VARIANTS), default="cascade-single")
     parser.add_argument("--name", help="of the files; default: the variant and its steps")
     parser.add_argument("--steps", type=int, help="default: the profile's")
-    parser.add_argument("--batch", type=int, help="default: the profile's")
+    parser.add_argument("--batch", dest="batch_size", type=int, help="default: the profile's")
     parser.add_argument("--lr", type=float, help="default: the profile's")
     parser.add_argument("--backbone-lr", type=float, help="times lr; default: the profile's")
     parser.add_argument("--seed", type=int, default=0)
@@ -81,7 +81,7 @@ def main() -> None:
         profile = yaml.safe_load(choice.profile.read_text(encoding="utf-8"))
         voc = profile["datasets"]["voc"]
         recipe = voc["train"]
-        changed = ("steps", "batch", "lr", "backbone_lr")
+        changed = ("steps", "batch_size", "lr", "backbone_lr")
         recipe |= {key: given for key in changed if (given := getattr(choice, key)) is not None}
         network = {"backbone": BACKBONE, **voc["network"], **VARIANTS[choice.variant]}
         name = choice.name or f"{choice.variant}-{recipe['steps']}"
@@ -189,7 +189,7 @@ def show(done: Sequence[Mapping[str, Any]]) -> None:
         means = " | ".join(f"{100 * scores[key]['mean_iou']:.1f}" for key in protocols)
         low, high = scores[protocols[0]]["interval"]
         print(
-            f"| {found['experiment']} | {recipe['steps']} x {recipe['batch']} | {means} | {100 * low:.1f} to "
+            f"| {found['experiment']} | {recipe['steps']} x {recipe['batch_size']} | {means} | {100 * low:.1f} to "
             f"{100 * high:.1f} | {100 * scores[protocols[0]]['pixel_accuracy']:.1f} |"
         )
     longest = done[0]
@@ -211,7 +211,7 @@ def draw(found: Mapping[str, Any], folder: Path, target: Path) -> None:
     with (folder / f"{found['experiment']}.csv").open(newline="", encoding="utf-8") as file:
         points = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
     left.plot(*zip(*points, strict=True), color="black", linewidth=1)
-    left.set(xlabel=f"steps of {found['recipe']['batch']} crops", ylabel="training loss", ylim=(0, None))
+    left.set(xlabel=f"steps of {found['recipe']['batch_size']} crops", ylabel="training loss", ylim=(0, None))
     protocol = list(found["scores"])[-1]
     iou = found["scores"][protocol]["iou"]
     order = sorted((i for i, value in enumerate(iou) if value is not None), key=lambda i: -found["seen"][i])
