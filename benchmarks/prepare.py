@@ -3,6 +3,7 @@
     python benchmarks/prepare.py                           archives drawn for it; the lists are read several times
     python benchmarks/prepare.py --real FOLDER --data voc  official archives, FOLDER/voc/benchmark.tgz ...
     python benchmarks/prepare.py --memory                  peak memory for 100 and for 2,000 images
+    python benchmarks/prepare.py --scale                   as many small images as ADE20K and COCO have, and a tenth
 
 The bare decoders are as many processes, which read the same members of the same archives and decode them with Pillow,
 scipy and h5py into an array each, with which they do nothing. "With writing" they write them one after the other to a
@@ -23,6 +24,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -217,10 +219,50 @@ def copies(drawn: Path, count: int, folder: Path) -> None:
                 target.writestr(f"{path.parent}/ADE_train_{index:08}{path.suffix}", source.read(name))
 
 
-def peak(project: Path, cores: int) -> float:
+def copies_of_coco(drawn: Path, count: int, folder: Path) -> None:
+    """COCO's archives with `count` images: the drawn ones and their objects, again and again under other numbers."""
+    photos, record = "train2014.zip", "annotations/instances_train2014.json"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(drawn / "annotations_trainval2014.zip") as archive:
+        about = json.loads(archive.read(record))
+    # The last one has nothing of VOC's on it.
+    images = about["images"][:-1]
+    objects = {image["id"]: [o for o in about["annotations"] if o["image_id"] == image["id"]] for image in images}
+    made: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
+    with zipfile.ZipFile(drawn / photos) as source, zipfile.ZipFile(folder / photos, "w") as target:
+        for index in range(count):
+            image = images[index % len(images)]
+            file = f"COCO_train2014_{index:012}.jpg"
+            target.writestr(f"train2014/{file}", source.read(f"train2014/{image['file_name']}"))
+            made["images"].append({**image, "id": index, "file_name": file})
+            for item in objects[image["id"]]:
+                made["annotations"].append({**item, "image_id": index, "id": len(made["annotations"])})
+    with zipfile.ZipFile(folder / "annotations_trainval2014.zip", "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr(record, json.dumps({**about, **made}))
+
+
+def scale(cores: int, folder: Path) -> None:
+    """Print time and peak memory for as many images as ADE20K and COCO have, and for a tenth of them."""
+    small = Rendered(train=20, val=4, height=96, width=128)
+    for name, whole, copy in (("ade20k", 22_210, copies), ("coco", 82_783, copies_of_coco)):
+        (folder / name).mkdir()
+        synthetic.render(name, small, folder / name)
+        for count in (whole // 10, whole):
+            project = folder / f"{name}-{count}"
+            copy(folder / name, count, project / "data/raw" / name)
+            (project / "settings.json").write_text(json.dumps({"prepare": {name: {}}}))
+            begin = time.perf_counter()
+            most = peak(project, cores, name)
+            seconds = time.perf_counter() - begin
+            each = 1000 * seconds / count
+            print(f"| {name}, {small.height} x {small.width} | {count:,} | {seconds:.0f} | {each:.2f} | {most:.0f} |")
+            shutil.rmtree(project)
+
+
+def peak(project: Path, cores: int, name: str = "ade20k") -> float:
     """Peak of the memory of `prepare` and its processes, in MB: pages that they share count once (PSS)."""
     environment = {**os.environ, "PIPELINE_CORES": str(cores), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "pipeline.prepare", "ade20k"]
+    command = [sys.executable, "-m", "pipeline.prepare", name]
     process = subprocess.Popen(command, cwd=project, env=environment)
     most = 0
     while process.poll() is None:
@@ -263,6 +305,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--real", type=Path, help="a folder with a folder of official archives for each data set")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--scale", action="store_true")
     given = parser.parse_args()
     print(f"{platform.machine()}, {here} cores; Python {platform.python_version()}, Pillow {Image.__version__},")
     print(f"libjpeg-turbo {features.version('libjpeg_turbo')}, NumPy {np.__version__}, pyarrow {pyarrow.__version__}\n")
@@ -270,6 +313,10 @@ def main() -> None:
         if given.memory:
             print("| images | cores | peak, MB | of all rounds |\n|---|---|---|---|")
             memory(given.cores, given.rounds, Path(folder))
+            return
+        if given.scale:
+            print("| archives | images | seconds | ms an image | peak, MB |\n|---|---|---|---|---|")
+            scale(given.cores[0], Path(folder))
             return
         print("| on | what | images/s | prepare's share | ms of a core | prepare's share |")
         print("|---|---|---|---|---|---|")
