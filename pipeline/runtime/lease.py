@@ -138,9 +138,11 @@ class _Lease:
                 watched, since, living = seen, time.monotonic(), False
             elif living := seen != watched:
                 watched, since = seen, time.monotonic()
-            # Of this machine's processes it is known which live, also suspended ones.
-            here = holder is not None and holder.machine == _machine()
-            if holder.dead() if holder and here else time.monotonic() - since > GONE * PERIOD:
+            gone = time.monotonic() - since > GONE * PERIOD
+            if here := holder is not None and holder.machine == _machine():
+                # Of this machine's processes it is known which live, also suspended ones.
+                gone = holder is not None and holder.dead()
+            if gone:
                 print(f"{self.name}: {holder or 'whoever began it'} has ended; taken over", file=sys.stderr)
                 self._take_away(seen.content)
                 watched, waited_for = None, ""
