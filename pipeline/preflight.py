@@ -44,9 +44,11 @@ class Finding:
     level: Level = "ok"
 
 
-def here(data: str, file: str, mirror: Sequence[str]) -> bool:
+def here(data: str, file: str, source: Mapping[str, Any], mirror: Sequence[str]) -> bool:
     """Return whether an archive of the data set lies on this machine, wherever `download` would find it."""
     places = [Path("data/raw") / data / file, checksums.STORE / data / file]
+    files = [local.folder(url) for url in (source["url"], *source["mirrors"]) if url.startswith("file://")]
+    places += [path for path in files if path is not None]
     return any(path.is_file() for path in (*places, *local.candidate_paths(data, file, mirror)))
 
 
@@ -55,7 +57,7 @@ def _absent(settings: Settings, wanted: Collection[str] | None) -> Iterator[tupl
     for data, download in settings["download"].items():
         if wanted is None or f"download@{data}" in wanted:
             for file, source in download["archives"].items():
-                if not here(data, file, download["mirror"]):
+                if not here(data, file, source, download["mirror"]):
                     yield data, file, source
 
 

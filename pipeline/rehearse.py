@@ -29,6 +29,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -51,7 +52,7 @@ THIN = {"stem": 8, "width": 8, "coarse_width": 16}  # a network of few channels,
 
 # The settings that a rehearsal changes, by their place in settings.json, and why; all others are the profile's.
 CHANGED = {
-    "download.*.archives": "archives that are not on this machine are drawn instead",
+    "download.*.archives": "those that are not on this machine are drawn instead; file:// addresses become absolute",
     "download.*.rendered": "the same",
     "download.*.mirror": "the project's own archives are a mirror of the scratch folder",
     "download.*.own": "a relative path to a user's folders is made absolute",
@@ -141,12 +142,13 @@ def settings_of(real: Mapping[str, Mapping[str, Any]], options: Options) -> dict
                 download["own"][key] = str(path.absolute()) if path else download["own"][key]
             prepare["own"] = download["own"]
         elif download["archives"] and all(
-            source["optional"] or preflight.here(data, file, download["mirror"])
+            source["optional"] or preflight.here(data, file, source, download["mirror"])
             for file, source in download["archives"].items()
         ):
             folders = [entry for entry in map(local.folder, download["mirror"]) if entry is not None]
             mine = (checksums.STORE, local.INCOMING, *folders)
             download["mirror"] = [str(folder.absolute()) for folder in mine if folder.is_dir()]
+            download["archives"] = {file: _absolute(source) for file, source in download["archives"].items()}
         elif not download["own"]:
             height, width = datasets.load(data).TYPICAL_SIZE
             count = max(2, options.images)
@@ -175,6 +177,16 @@ def settings_of(real: Mapping[str, Mapping[str, Any]], options: Options) -> dict
             entry["device"] = options.device or entry["device"]
             entry["threads"] = min(entry["threads"], max(1, (os.cpu_count() or 1) // options.jobs))
     return made
+
+
+def _absolute(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a source whose file:// addresses lead to the same files from another folder."""
+
+    def moved(url: str) -> str:
+        path = local.folder(url) if url.startswith("file://") else None
+        return f"file://{quote(str(path.absolute()))}" if path is not None else url
+
+    return {**source, "url": moved(source["url"]), "mirrors": [moved(url) for url in source["mirrors"]]}
 
 
 def killed(settings: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -77,7 +77,7 @@ def test_every_reason_is_one(project: Path) -> None:
     assert changed("all", thin=True, device="cpu").keys() == rehearse.CHANGED.keys()
 
 
-def test_archives_of_this_machine_are_used(project: Path) -> None:
+def test_archives_of_this_machine_are_used(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in yaml.safe_load(Path("profiles/paper.yaml").read_text())["sources"]["nyud"]:
         path = Path("data/incoming/nyud", file)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +88,14 @@ def test_archives_of_this_machine_are_used(project: Path) -> None:
     assert made["download"]["nyud"]["archives"]
     assert made["download"]["nyud"]["mirror"] == [str(project / "data/incoming")]
     assert made["prepare"]["nyud"] == {"official_counts": True, "limit": 2, "own": None}
+    # So are files that the profile names.
+    Path("mine").mkdir()
+    for file in ("VOCtrainval_11-May-2012.tar", "benchmark.tgz"):
+        Path("mine", file).touch()
+    Path("params.yaml").write_text(yaml.safe_dump({**params, "profile": "voc-files"}))
+    monkeypatch.setenv("VOC", "mine")
+    voc = rehearse.settings_of(resolve.resolve(), rehearse.Options("voc-files"))["download"]["voc"]
+    assert voc["archives"]["benchmark.tgz"]["url"] == f"file://{project}/mine/benchmark.tgz"
     # The others are drawn in their true size.
     assert made["download"]["cityscapes"]["rendered"] == {
         **{"train": 2, "val": 2, "seed": 0},
