@@ -184,9 +184,7 @@ def run(targets: Sequence[str]) -> None:
     for finding in found:
         print(f"  {finding.level:8} {finding.what:9} {finding.text}")
     if problems := sum(finding.level == "MISSING" for finding in found):
-        raise UserError(
-            f"profiles/{profile}.yaml: {problems} of what it needs {'is' if problems == 1 else 'are'} missing"
-        )
+        raise UserError(f"profiles/{profile}.yaml: {problems} missing, see above")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -247,7 +247,7 @@ def test_a_mini_run_says_so_and_a_paper_run_does_not(name: str, results: Path, t
 def test_drawn_images_are_said_whatever_the_profile_is_called(tmp_path: Path) -> None:
     """A profile on top of mini draws as mini does; one that has the true archives says nothing of drawing."""
     for drawn in (True, False):
-        for name in ("voc-res101", "voc-res152"):
+        for name in ("voc-res50-demo", "voc-res101", "voc-res152"):
             changed(tmp_path, path(name), profile="lab", drawn=drawn)
         tabulate.tabulate("voc", tmp_path)
         says = (tmp_path / "results" / "voc_table.md").read_text().splitlines()[2]
