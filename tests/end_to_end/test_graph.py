@@ -198,7 +198,7 @@ def test_killed_and_started_again_ends_in_the_same_bytes(project: Path, engine: 
         "snakemake": ("snakemake", "--cores", "1", "--", "models/voc-res101.safetensors"),
     }[engine]
     profile = project / "profiles" / "test.yaml"
-    profile.write_text(TINY.replace("steps: 12", "steps: 60"))
+    profile.write_text(TINY.replace("steps: 12", "steps: 60") + "running: {checkpoint_minutes: 0}\n")
     # A shell that does not turn into its command, but stays between the engine and the stage.
     shell = project / "slow.sh"
     shell.write_text('#!/bin/sh\n/bin/sh "$@"\nexit $?\n')

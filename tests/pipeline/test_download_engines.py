@@ -14,6 +14,7 @@ import tiny_archives
 from small_project import call
 
 from pipeline import download
+from pipeline.config import resolve
 
 PROFILE = """\
 base: mini
@@ -61,7 +62,7 @@ def test_dvc_and_snakemake_leave_a_mirror_alone(tmp_path: Path, monkeypatch: pyt
     planned = call(project, "snakemake", "--cores", "1", "--dry-run", "--", "data/voc")
     assert "pipeline.download" not in planned.stdout + planned.stderr
     linked()
-    wanted = download.settings.load("download", "voc")
+    wanted = resolve.load("download", "voc")
     recorded, count = download._recorded("voc", wanted)
     assert (recorded, count) == (download.dvc_md5(raw), 3), "dvc.lock is not as the stage reads it"
 

@@ -203,8 +203,9 @@ def test_random_faults_end_in_the_right_file_or_in_one_line(tmp_path: Path, monk
 
 CHILD = """\
 import requests
-from pipeline import download, transfer
-transfer.BACKOFF = 0.01
+from pipeline import download
+from pipeline.fetch import http
+http.BACKOFF = 0.01
 print("ready", flush=True)
 download.run("voc")
 """
