@@ -52,10 +52,14 @@ def here(data: str, file: str, source: Mapping[str, Any], mirror: Sequence[str])
     return any(path.is_file() for path in (*places, *local.candidate_paths(data, file, mirror)))
 
 
+def _is_wanted(wanted: Collection[str] | None, *addresses: str) -> bool:
+    return wanted is None or any(address in wanted for address in addresses)
+
+
 def _absent(settings: Settings, wanted: Collection[str] | None) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Yield data set, name and source of each archive that would be downloaded."""
     for data, download in settings["download"].items():
-        if wanted is None or f"download@{data}" in wanted:
+        if _is_wanted(wanted, f"download@{data}"):
             for file, source in download["archives"].items():
                 if not here(data, file, source, download["mirror"]):
                     yield data, file, source
@@ -76,7 +80,7 @@ def _answer(address: str) -> str | None:
 def _machine(settings: Settings, wanted: Collection[str] | None) -> Iterator[Finding]:
     devices, crf = dict[str, str](), list[str]()
     for name, training in settings["train"].items():
-        if wanted is None or {f"train@{name}", f"pretrain@{name}", f"evaluate@{name}"} & set(wanted):
+        if _is_wanted(wanted, f"train@{name}", f"pretrain@{name}", f"evaluate@{name}"):
             devices.setdefault(training["device"], name)
             evaluation = settings["evaluate"].get(name)
             if evaluation and missing_crf(evaluation["protocols"]):
@@ -95,7 +99,7 @@ def _archives(settings: Settings, wanted: Collection[str] | None) -> Iterator[Fi
     whole = sum(
         len(download["archives"])
         for data, download in settings["download"].items()
-        if wanted is None or f"download@{data}" in wanted
+        if _is_wanted(wanted, f"download@{data}")
     )
     if not whole:
         return
@@ -129,7 +133,7 @@ def _disk(settings: Settings, wanted: Collection[str] | None) -> Iterator[Findin
     need = float(sum(sizes.values()))
     for data in settings["prepare"]:
         drawn = settings["download"][data]["rendered"]
-        if data in datasets.NAMES and not drawn and (wanted is None or f"prepare@{data}" in wanted):
+        if data in datasets.NAMES and not drawn and _is_wanted(wanted, f"prepare@{data}"):
             need += 0 if (Path("data") / data).is_dir() else cost.prepared([data])
     free = shutil.disk_usage(".").free
     # By typical sizes, so a few GB prove nothing.

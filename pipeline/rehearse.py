@@ -35,11 +35,11 @@ import yaml
 
 from pipeline import cost, datasets, preflight
 from pipeline.config.profiles import PARAMS, PROFILES, read_params, read_profile, read_yaml
-from pipeline.config.resolve import SETTINGS, resolve
+from pipeline.config.resolve import SETTINGS, data_of, resolve
 from pipeline.config.schema import Params
 from pipeline.fetch import checksums, local
 from pipeline.runtime.cli import EXIT_TRY_AGAIN, attach, run_cli
-from pipeline.tables.paper import published
+from pipeline.submit import default_experiment
 from pipeline.test_servers.formats import SERVERS
 from pipeline.tracking import KEPT
 from refinenet.atomic import atomic_file
@@ -163,8 +163,7 @@ def settings_of(real: Mapping[str, Mapping[str, Any]], options: Options) -> dict
         if options.thin:
             weights |= {"stem": THIN["stem"], "source": None}
     for name, training in made["train"].items():
-        # Of the one that is killed, two more: what it did before is not timed.
-        each = options.steps + 2 * (name == killed(real))
+        each = phase_steps(name, real, options)
         for phase in training["phases"]:
             phase["steps"] = each
         steps = each * max(1, len(training["phases"]))
@@ -195,6 +194,11 @@ def killed(settings: Mapping[str, Mapping[str, Any]]) -> str | None:
     return next(trains, None)
 
 
+def phase_steps(name: str, settings: Mapping[str, Mapping[str, Any]], options: Options) -> int:
+    """Return the steps of each phase; of the training that is killed two more: what it did before is not timed."""
+    return options.steps + 2 * (name == killed(settings))
+
+
 def jobs(params: Params, settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
     """Yield what is to be done, each after what it needs."""
 
@@ -209,9 +213,8 @@ def jobs(params: Params, settings: Mapping[str, Mapping[str, Any]]) -> Iterator[
         yield stage(f"weights {backbone}")
     for name, training in settings["train"].items():
         start = training["start"]
-        parts = {part[0] for phase in training["phases"] for part in phase["parts"]} | {training["data"]}
         first = f"train {start}" if start in settings["train"] else f"weights {start}"
-        prepared = (f"prepare {part}" for part in sorted(parts))
+        prepared = (f"prepare {part}" for part in sorted(data_of(training)))
         yield stage(f"train {name}", first, *prepared, kill=name == killed(settings))
         if name in settings["evaluate"]:
             yield stage(f"evaluate {name}", f"train {name}")
@@ -224,8 +227,7 @@ def jobs(params: Params, settings: Mapping[str, Mapping[str, Any]]) -> Iterator[
     for data in (*params.own, *params.further):
         yield stage(f"report {data}", f"tabulate {data}")
     for server in SERVERS.values():
-        best = max((row for row in published()[server.data].rows if row.sources), key=lambda row: float(row.values[-1]))
-        name = best.sources[-1].experiment
+        name = default_experiment(server.data)
         if name in settings["evaluate"]:
             command = [sys.executable, "-m", "pipeline.submit", server.data, "--partial", "--experiment", name]
             yield Job(f"submit {server.data}", command, (f"train {name}", f"evaluate {name}"))
@@ -233,17 +235,21 @@ def jobs(params: Params, settings: Mapping[str, Mapping[str, Any]]) -> Iterator[
         name = next(iter(settings["evaluate"]))
         model, photo = f"models/{name}.safetensors", "photo.png"
         data = settings["evaluate"][name]["data"]
-        image = ["--short-edge", "32", "800"] if settings["train"][name]["recipe"]["crop"] < 200 else []
         device = ["--device", settings["evaluate"][name]["device"]]
         export = [sys.executable, "-m", "pipeline.export", model, "--to", f"{name}.onnx"]
         yield Job(f"export {name}", export, (f"train {name}",))
-        predict = [sys.executable, "-m", "pipeline.predict", photo, "--model", model, *device, *image]
+        predict = [sys.executable, "-m", "pipeline.predict", photo, "--model", model, *device]
         yield Job(f"predict {name}", predict, (f"train {name}", f"prepare {data}"))
         yield Job(f"serve {name}", [sys.executable, "-c", _SERVE, name, photo], (f"evaluate {name}", f"predict {name}"))
 
 
 def _on(data: str, settings: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(f"evaluate {name}" for name, entry in settings["evaluate"].items() if entry["data"] == data)
+
+
+def log_of(folder: Path, job: str) -> Path:
+    """Return the file for what a job says."""
+    return folder / "logs" / f"{job.replace(' ', '-').replace('/', '_')}.log"
 
 
 class Rehearsal:
@@ -314,7 +320,7 @@ class Rehearsal:
         if job.name.startswith("predict "):
             self._photo(job.name.partition(" ")[2])
         begin = time.perf_counter()
-        log = self.folder / "logs" / f"{job.name.replace(' ', '-').replace('/', '_')}.log"
+        log = log_of(self.folder, job.name)
         spool = log.with_suffix(".jsonl")
         result = Result(job.name, 0.0)
         if job.kill and (problem := self._kill(job, log)):
@@ -385,7 +391,7 @@ class Rehearsal:
         result.device = max(memory) if memory and cuda else None
         if kind == "train":
             steps = [(call["step"], call["time"]) for call in calls if "loss" in call["values"]]
-            each = self.options.steps + 2 * (name == killed(self.settings))
+            each = phase_steps(name, self.settings, self.options)
             # Within a phase: its first step comes after the data is opened and, on a GPU, kernels are chosen.
             times = [
                 (later - earlier) / 1000
@@ -514,7 +520,7 @@ def run(options: Options, folder: Path, gpus: int, keep: bool) -> int:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     for result in bad:
         if not result.skipped:
-            log = folder / "logs" / f"{result.name.replace(' ', '-').replace('/', '_')}.log"
+            log = log_of(folder, result.name)
             print(f"FAILED {result.name}: {result.error} (all of it in {log})", file=sys.stderr)
     return len(bad)
 

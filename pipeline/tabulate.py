@@ -14,7 +14,7 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from pipeline.runtime import cli
 from pipeline.tables import columns as tables
 from pipeline.tables import latex
 from pipeline.tables.compare import Cell, ResultRow, rows
-from pipeline.tables.paper import ELSEWHERE, NOT_PRINTED, PROTOCOLS, Row, Table, caveat, published, slug, table
+from pipeline.tables.paper import ELSEWHERE, NOT_PRINTED, PROTOCOLS, Row, Table, caveat, caveats, published, slug, table
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
@@ -83,7 +83,7 @@ def below(of: Table, line: ResultRow) -> list[tuple[str, list[str]]]:
 def warnings(content: Sequence[ResultRow]) -> list[str]:
     """What must be read before any number of this run."""
     behind = [one for line in content for one in line.behind]
-    found = _caveats((one.profile, one.drawn) for one in behind)
+    found = caveats((one.profile, one.drawn) for one in behind)
     return list(dict.fromkeys(found + [f"`{one.source.experiment}`: {w}" for one in behind for w in one.warnings()]))
 
 
@@ -157,10 +157,6 @@ def as_latex(of: Table, content: Sequence[ResultRow]) -> str:
         rows=rows,
         notes=[*warnings(content), *remarks(of, content)],
     )
-
-
-def _caveats(of: Iterable[tuple[str, bool]]) -> list[str]:
-    return list(dict.fromkeys(warning for one in sorted(set(of)) if (warning := caveat(*one))))
 
 
 # What a table is written as: suffix -> renderer.

@@ -61,17 +61,19 @@ def resolve() -> dict[str, dict[str, Any]]:
 def _dependencies(name: str, settings: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     """Return all settings that the results of the training `name` depend on."""
     train, evaluate = ({**settings[stage].get(name, {}), "profile": None} for stage in ("train", "evaluate"))
-    data = sorted({train["data"], *(part[0] for phase in train["phases"] for part in phase["parts"])})
-    start = train["start"]
+    data, start = sorted(data_of(train)), train["start"]
     first = settings["weights"][start] if start in settings["weights"] else _dependencies(start, settings)
     return [train, evaluate, first, *(settings[stage][one] for one in data for stage in ("download", "prepare"))]
 
 
+def data_of(train: Mapping[str, Any]) -> set[str]:
+    """Return the data sets that a training with these settings reads."""
+    return {train["data"], *(part[0] for phase in train["phases"] for part in phase.get("parts", []))}
+
+
 def _seen(name: str, train: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """Return the data sets that the training `name`, and the one that it starts from, are made on."""
-    phases = train[name]["phases"]
-    own = {train[name]["data"], *(part[0] for phase in phases for part in phase.get("parts", []))}
-    return own | (_seen(train[name]["start"], train) if train[name]["start"] in train else set())
+    return data_of(train[name]) | (_seen(train[name]["start"], train) if train[name]["start"] in train else set())
 
 
 def _but(names: tuple[str, ...], without: set[str]) -> tuple[str, ...]:
@@ -240,12 +242,7 @@ def training_settings(name: str, training: Training, params: Params, profile: Pr
         "cascade": training.cascade,
         "pools": training.pools,
     }
-    known_network = {
-        **profile.network,
-        **own.get("network", {}),
-        **profile.experiments.get(name, {}).get("network", {}),
-    }
-    values = {"classes": 1, **known_network, **varied, **training.network}
+    values = {"classes": 1, **_layers("network", name, training, profile), **varied, **training.network}
     network = asdict(build(Config, values, f"{where}: network of {name}"))
     del network["classes"]
     recipe = _layers("train", name, training, profile)

@@ -13,7 +13,7 @@ from pipeline.page import charts, dataset_section, page, provenance, result_sect
 from pipeline.page.result_section import Curve, Level
 from pipeline.tables import columns, metrics_files
 from pipeline.tables.metrics_files import MetricsFile
-from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, RowSource, Table, caveat, published, slug
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, RowSource, Table, caveats, published, slug
 from refinenet.errors import UserError
 
 
@@ -139,7 +139,7 @@ def context(root: Path) -> dict[str, Any]:
     profiles = list(dict.fromkeys(profile for profile, _ in whose))
     beside = {f"{number.experiment}, {number.protocol}": (number.paper, number.run) for number in found}
     return {
-        "caveats": list(dict.fromkeys(warning for one in whose if (warning := caveat(*one)))),
+        "caveats": caveats(whose),
         "profiles": profiles,
         "tables": [(of, list(table_lines(of, printed[of.name])), notes(of, printed[of.name])) for of in every],
         "printed": sum(map(len, printed.values())),

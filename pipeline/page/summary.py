@@ -62,11 +62,10 @@ def numbers(printed: Mapping[str, list[dict[str, str]]]) -> list[Number]:
     for of in published().values():
         for prefix, columns in of.groups():
             score = slug(of.scores[columns[-1]].column)  # where the paper prints several, the last is the mean IoU
-            for record in printed[of.name]:
-                if (experiment := record[f"{prefix}experiment"]) and record["published_by"] == "paper":
+            for row, record in zip(of.all_rows, printed[of.name], strict=True):
+                if (experiment := record[f"{prefix}experiment"]) and not row.by:
                     protocol, profile = record[f"{prefix}protocol"], record[f"{prefix}profile"]
-                    split = record[f"{prefix}evaluated_on_run"]
-                    same = of.same_images or tables.where(split) == tables.SERVER
+                    same = tables.like_for_like(of, row, record[f"{prefix}evaluated_on_run"])
                     low, high = record[f"{score}_low"], record[f"{score}_high"]
                     found[experiment, protocol] = Number(
                         experiment,

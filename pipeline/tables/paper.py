@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -169,3 +170,8 @@ def caveat(profile: str, drawn: bool) -> str:
     if profile == "paper":
         return ""
     return f"{profile}: not the paper's data or settings (profiles/{profile}.yaml); not a reproduction of its numbers"
+
+
+def caveats(runs: Iterable[tuple[str, bool]]) -> list[str]:
+    """Return what `caveat` says of runs, each a profile and whether it is of drawn images; once, sorted by profile."""
+    return list(dict.fromkeys(warning for run in sorted(set(runs)) if (warning := caveat(*run))))
