@@ -16,7 +16,7 @@ Upsample = Literal["bilinear", "bilinear-aligned", "bicubic"]
 Stride = Literal["3x3", "1x1"]
 Average = Literal["probability", "log"]
 Initial = Literal["gaussian", "scaled", "variance_matched"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "auto"]  # auto: bfloat16 where the device computes in it
 
 AS_IT_IS = "as it is"  # as a model file's short edge: images are not resized, whatever their size
 SMALLEST_TILE = 256  # pixels a side; smaller tiles would be mostly border
@@ -85,7 +85,7 @@ CASCADES: Mapping[str, Cascade] = {
 class Config:
     """The architecture of a RefineNet: with its weights it defines the function. The defaults are the paper's network.
 
-    docs/settings.md has the table of what the paper and the authors' code say and which table needs which value.
+    docs/reference/settings.md has what the paper and the authors' code say, and which table needs which value.
     """
 
     classes: int
@@ -180,14 +180,20 @@ class Recipe:
     num_processes: int = 1  # a GPU each, a share of each batch: same result to rounding, but for dropout's masks
     activation_checkpointing: bool = False  # maps are recomputed for the gradient instead of kept: less memory
     log_every: int = 20
+    hold_out: float = 0.0  # share of the training images never trained on; the weights best on them are kept. Ours
+    hold_out_every: int = 200  # steps between two looks at them
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "crop", "num_processes", "log_every"):
+        for name in ("steps", "batch_size", "crop", "num_processes", "log_every", "hold_out_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}, expected 1 or more")
         if self.batch_size < self.num_processes:
             raise UserError(
                 f"train.batch_size is {self.batch_size}, expected an image for each of {self.num_processes} processes"
+            )
+        if not 0 <= self.hold_out < 1:
+            raise UserError(
+                f"train.hold_out is {self.hold_out}, expected a share of the images: 0 (none) or more, below 1"
             )
         if not 0 <= self.class_sampling_power <= 1:
             raise UserError(

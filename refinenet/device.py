@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from refinenet.config import Precision
 from refinenet.errors import UserError
 
 # Lock files stay open as long as the process lives: the lock is released when it ends, however it ends.
 _held: dict[str, int] = {}
+
+
+def processor() -> str:
+    """Return the processor's name, as far as the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def choose_device(name: str) -> torch.device:
@@ -105,6 +120,38 @@ def _free_memory() -> dict[str, int]:
         return {row[0].strip().removeprefix("GPU-"): int(row[1]) << 20 for row in rows}
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return {}
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device computes in bfloat16, instead of emulating it.
+
+    GPUs of NVIDIA do since compute capability 8.0, x86-64 processors with AVX512-BF16 or AMX. Of others (arm64, mps)
+    nothing was measured here: they do not.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Return what is computed in: of "auto" bfloat16 where `has_bfloat16`, else float32.
+
+    A bfloat16 that was asked for and is emulated on a CPU is warned of, once.
+    """
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    if precision == "bfloat16" and device.type == "cpu" and not has_bfloat16(device):
+        _warn_of_emulation()
+    return precision
+
+
+@cache
+def _warn_of_emulation() -> None:
+    print(
+        "warning: precision is bfloat16, which this processor has not and emulates: 2.7 s an image were measured where "
+        "float32 takes 0.3; `precision: auto` chooses",
+        file=sys.stderr,
+    )
 
 
 def repeatable_device(name: str, seed: int, threads: int) -> torch.device:

@@ -3,8 +3,8 @@
 The authors resize the image by the drawn scale and enlarge the crop for the network, each time rounded to bytes. Here a
 window is resized once, by both factors, by PyTorch's anti-aliased bicubic interpolation: in float32, and on a CPU from
 bytes to bytes. It has the kernel of MATLAB's imresize, but at a border it leaves out what lies beyond and scales the
-other weights to 1, where imresize mirrors the image (docs/differences.md says what that is worth). Normalisation is the
-network's, and the label is brought to the scores' resolution by the loss.
+other weights to 1, where imresize mirrors the image (docs/explanation/differences.md says what that is worth).
+Normalisation is the network's, and the label is brought to the scores' resolution by the loss.
 """
 
 from __future__ import annotations

@@ -27,7 +27,10 @@ IMAGES_PER_CLASS = 100  # of an epoch: images that a class should have (gen_net_
 
 
 class Samples(Protocol):
-    """What crops are drawn from: a `Split` or `ConcatSplits`. A method `counts`, as theirs, makes drawing faster."""
+    """What crops are drawn from: a `Split`, `ConcatSplits` or `Subset`.
+
+    A method `counts`, as theirs, makes drawing faster.
+    """
 
     def __len__(self) -> int: ...
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from refinenet.config import SMALLEST_TILE, Average, Precision, Protocol, Resizing
 from refinenet.data.split import Array
+from refinenet.device import choose_precision
 from refinenet.errors import UserError
 from refinenet.inference.crf import DenseCRF
 from refinenet.inference.tiles import Span, imresize_window, tiled
@@ -30,8 +31,10 @@ View = tuple[float, bool]  # scale, mirrored
 Size = tuple[int, int]  # height, width in pixels
 
 _LOG_FLOOR = -20.0  # of the authors' log-space resizing
-# Scores resized at once on a GPU: 1 GB. On a CPU class by class is 1.5 to 3 times faster, measured on one core.
+# Scores resized at once on a GPU: 1 GiB, which is what is held. On a CPU class by class is 1.5 to 3 times faster,
+# measured on one core.
 _AT_ONCE = 2**28
+_LONG = 4096  # pixels; longer sides are resized piece by piece
 
 
 def optimise_for_inference(
@@ -56,7 +59,8 @@ def optimise_for_inference(
     from refinenet.inference.fast import FastRefineNet, fold
 
     if fast and not compile:
-        return FastRefineNet(model, winograd=precision == "float32")
+        device = next(model.parameters()).device
+        return FastRefineNet(model, winograd=choose_precision(precision, device) == "float32")
     if not (fast or channels_last or compile):
         return model
     net = copy.deepcopy(model).eval()
@@ -121,7 +125,7 @@ def predict_many(
     views = sorted({view for protocol in protocols.values() for view in _views(protocol)})
     groups: dict[tuple[Size, ...], list[int]] = {}
     for index, image in enumerate(images):
-        sizes = tuple(_scaled_size(image, scale, resizing) for scale, _ in views)
+        sizes = tuple(scaled_size(image, scale, resizing) for scale, _ in views)
         groups.setdefault(sizes, []).append(index)
     labels: list[dict[str, Tensor]] = [{} for _ in images]
     for sizes, indices in groups.items():
@@ -157,7 +161,8 @@ def _views(protocol: Protocol) -> tuple[View, ...]:
     return tuple((scale, flip) for scale in protocol.scales for flip in ((False, True) if protocol.flip else (False,)))
 
 
-def _scaled_size(image: Array, scale: float, resizing: Resizing) -> Size:
+def scaled_size(image: Array, scale: float, resizing: Resizing) -> Size:
+    """Return the height and width at which the network sees an image (H x W x 3) at a protocol's `scale`, pixels."""
     # The network halves five times: below 32 pixels a cell of its coarsest map would exceed the image.
     height, width = image.shape[:2]
     factor = resizing.factor(height, width) * scale
@@ -169,23 +174,34 @@ def _logits(
 ) -> Tensor:
     """Return logits of images (1 x 3 x H x W uint8) scaled to `size`: N x outputs x h x w float32, at 1/4 of it."""
     device = images[0].device
+    half = choose_precision(precision, device) == "bfloat16"
 
-    def run(scaled: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits: Tensor = model(scaled)
+    def run(batch: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits: Tensor = model(batch)
         return logits.float()
 
     if tile is None or max(size) <= tile:
-        scaled = torch.cat([_scaled(image, size) for image in images])
-        logits = run(scaled.flip(3) if flip else scaled)
+        batch = torch.cat([scaled(image, size) for image in images])
+        logits = run(batch.flip(3) if flip else batch)
     else:
         logits = tiled(run, _window(images, size, flip), size, tile, device)
     return logits.flip(3) if flip else logits
 
 
-def _scaled(image: Tensor, size: Size) -> Tensor:
-    # At the image's own size imresize would change nothing.
-    return image.float() if image.shape[2:] == size else imresize(image.float(), size).clamp_(0, 255)
+def scaled(image: Tensor, size: Size) -> Tensor:
+    """Resize 1 x 3 x H x W uint8 to `size`: float32 in 0..255."""
+    if image.shape[2:] == size:  # imresize would change nothing
+        return image.float()
+    if max(*image.shape[2:], *size) <= _LONG:
+        return imresize(image.float(), size).clamp_(0, 255)
+    # The matrix of a side grows with its square: of a strip of 16,000 pixels it takes a gigabyte. So piece by piece.
+    whole = torch.empty(1, image.shape[1], *size, device=image.device)
+    spans = [[(start, min(start + _LONG // 4, side)) for start in range(0, side, _LONG // 4)] for side in size]
+    for rows in spans[0]:
+        for columns in spans[1]:
+            whole[..., rows[0] : rows[1], columns[0] : columns[1]] = imresize_window(image, size, rows, columns)
+    return whole.clamp_(0, 255)
 
 
 def _window(images: Sequence[Tensor], size: Size, flip: bool) -> Callable[[Span, Span], Tensor]:

@@ -7,7 +7,7 @@ non-linearity but the ReLUs named here: the long-range paths from the loss to th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import torch
@@ -20,6 +20,13 @@ from refinenet.config import PoolOrder, Upsample
 def conv3x3(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
     """Return a 3 x 3 convolution that keeps the size."""
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+
+
+def conv_dtype(x: Tensor) -> torch.dtype:
+    """Return the type of number in which a convolution of `x` computes: its own, or autocast's."""
+    device = x.device.type
+    half = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if half else x.dtype
 
 
 def resize(maps: Tensor, size: Sequence[int], how: Upsample = "bilinear") -> Tensor:
@@ -35,7 +42,47 @@ def resize(maps: Tensor, size: Sequence[int], how: Upsample = "bilinear") -> Ten
     if how == "bicubic":
         scale = torch.sym_max(size[0] / maps.shape[2], size[1] / maps.shape[3])
         return _apply(maps, [_cubic(n, m, scale, 1.0, maps) for n, m in zip(maps.shape[2:], size, strict=True)])
-    return F.interpolate(maps, size=list(size), mode="bilinear", align_corners=how == "bilinear-aligned")
+    aligned = how == "bilinear-aligned"
+    # A CPU's own gradient is repeatable; an MPS device has no float64, of which the matrices are made.
+    if maps.device.type in ("cpu", "mps"):
+        return F.interpolate(maps, size=list(size), mode="bilinear", align_corners=aligned)
+    if maps.requires_grad and torch.is_grad_enabled():
+        return bilinear_product(maps, size, aligned)
+    # With deterministic algorithms on, F.interpolate takes seven times the memory for the sake of a gradient.
+    resized: Tensor = torch.ops.aten.upsample_bilinear2d(maps, list(size), aligned)
+    return resized
+
+
+def bilinear_product(maps: Tensor, size: Sequence[int], aligned: bool) -> Tensor:
+    """Resize N x C x H x W to N x C x size like F.interpolate's "bilinear", as two matrix products.
+
+    Their gradient is repeatable on a GPU; that of interpolation is not, and what PyTorch does instead when it is asked
+    for deterministic algorithms holds seven times the result. aligned: its align_corners.
+    """
+    # A compiled graph has the matrices as constants or computes them; to it a size may be a symbol.
+    matrix = bilinear_matrix.__wrapped__ if torch.compiler.is_compiling() else bilinear_matrix
+    dtype = conv_dtype(maps)
+    rows, columns = (matrix(n, m, aligned, maps.device, dtype) for n, m in zip(maps.shape[2:], size, strict=True))
+    if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
+        return rows @ maps @ columns.T
+    # In the order in which the maps lie in memory, and the convolution after this one wants them.
+    high = rows @ maps.permute(0, 2, 3, 1).flatten(2)
+    wide: Tensor = columns @ high.view(*high.shape[:2], maps.shape[3], maps.shape[1])
+    return wide.permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=256)  # a training on crops has ten; one on whole images has new ones at each step
+def bilinear_matrix(inputs: int, outputs: int, aligned: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the matrix, outputs x inputs, of bilinear interpolation along one side. Each row sums to 1."""
+    at = torch.arange(outputs, device=device, dtype=torch.float64)
+    if aligned:
+        at = at * ((inputs - 1) / (outputs - 1) if outputs > 1 else 0.0)
+    else:
+        at = ((at + 0.5) * (inputs / outputs) - 0.5).clamp_min(0)
+    distance = (at[:, None] - torch.arange(inputs, device=device, dtype=torch.float64)).abs()
+    weights = (1 - distance).clamp_min(0)
+    # Half a pixel beyond the last centre it is the last pixel's value.
+    return (weights / weights.sum(1, keepdim=True)).to(dtype)
 
 
 def imresize(images: Tensor, size: Sequence[int]) -> Tensor:

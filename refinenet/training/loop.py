@@ -1,8 +1,9 @@
 """Training with the authors' recipe: phases, steps, the curve, exact resume (paper, section 4).
 
 Everything random in a step is drawn from (seed, step), so the state of a training is its weights, its momentum, the
-number of steps done and the losses since the last point of the curve. A run that is killed and started again gives
-bit-identical results. In a step the host never waits for the device: it reads the losses every `log_every` steps.
+number of steps done and the losses since the last point of the curve; with images held out, also the best weights. A
+run that is killed and started again gives bit-identical results. In a step the host never waits for the device: it
+reads the losses every `log_every` steps.
 """
 
 from __future__ import annotations
@@ -20,21 +21,27 @@ from refinenet.config import Recipe
 from refinenet.data.augment import Batch
 from refinenet.data.crops import Crops, Samples
 from refinenet.data.loader import Loader
+from refinenet.data.subset import Subset, held_out_names
 from refinenet.errors import UserError
 from refinenet.model.network import RefineNet
 from refinenet.training import checkpoints as stored
 from refinenet.training.distributed import ProcessGroup
+from refinenet.training.held_out import HeldOut
 from refinenet.training.initial import crops_of
 from refinenet.training.step import loss_sum_and_count, lr_at_step, make_optimiser, wrap_for_training
 
 
 @dataclass
 class Point:
-    """A point of the training curve: mean loss of the steps since the last one; learning rate of the new layers."""
+    """A point of the training curve: mean loss of the steps since the last one; learning rate of the new layers.
+
+    `held_out`: mean IoU on the held-out images after this step, a fraction; None where nobody looked.
+    """
 
     step: int
     loss: float
     lr: float
+    held_out: float | None = None
 
 
 @dataclass
@@ -57,6 +64,36 @@ class Phase:
     lr: float | None = None
 
 
+def hold_out(phases: Sequence[Phase], recipe: Recipe, seed: int) -> tuple[list[Phase], HeldOut | None]:
+    """Return the phases without the images that the recipe holds out, and those; as they are and None for a share of 0.
+
+    They are drawn by their names from the last phase's images, which are what the network is made for, and no phase
+    keeps an image with such a name: earlier phases often have the last one's images, too.
+
+    Raises:
+        UserError: fewer than two images are held out, or left in a phase; none that is held out has a label.
+    """
+    if not recipe.hold_out:
+        return list(phases), None
+    names = [[phase.images[index].name for index in range(len(phase.images))] for phase in phases]
+    held = held_out_names(names[-1], recipe.hold_out, seed)
+    kept = [[index for index, name in enumerate(some) if name not in held] for some in names]
+    out = [index for index, name in enumerate(names[-1]) if name in held]
+    for some, left in zip(names, kept, strict=True):
+        if min(len(out), len(left)) < 2:
+            raise UserError(
+                f"train.hold_out is {recipe.hold_out}: holds out {len(out)} and leaves {len(left)} of {len(some)} "
+                "training images, expected 2 or more of each"
+            )
+    parts = [replace(phase, images=Subset(phase.images, left)) for phase, left in zip(phases, kept, strict=True)]
+    return parts, HeldOut(Subset(phases[-1].images, out), recipe)
+
+
+def best(curve: Sequence[Point]) -> Point | None:
+    """Return the point with the best score on the held-out images, of equals the first; None without scores."""
+    return max((p for p in curve if p.held_out is not None), key=lambda point: point.held_out or 0.0, default=None)
+
+
 class Stopped(Exception):  # noqa: N818 - not an error, the training can be resumed
     """The training stopped after `step` steps because it was asked to; it resumes from the checkpoint `path`."""
 
@@ -74,6 +111,8 @@ class _State:
     # The optimiser's state from a checkpoint, and the phase it belongs to.
     optimiser: dict[str, Any] | None = None
     phase: int = 0
+    # Of the step that scored best on the held-out images, on the host.
+    best: dict[str, Tensor] | None = None
 
 
 def train(
@@ -90,6 +129,10 @@ def train(
 ) -> list[Point]:
     """Train `model` in place and return the curve.
 
+    With `recipe.hold_out` a part of the images is never trained on (`hold_out` says which). In the last phase the
+    network is scored on it every `recipe.hold_out_every` steps and at the end, and ends with the weights of the best of
+    these steps. A look completes a point of the curve.
+
     Args:
         model: on the device to train on, with its initial weights.
         images: what to train on for the recipe's steps, or phases, one after the other.
@@ -102,29 +145,33 @@ def train(
         stop: polled after each step; True: write a checkpoint and raise Stopped.
         due: polled after each step, in the first process; True: write a checkpoint. One is always written at the end.
             At which steps does not change the result.
-        processes: each computes its share of every batch; the first one writes checkpoints.
+        processes: each computes its share of every batch, and of the held-out images; the first one writes checkpoints.
 
     Raises:
         Stopped: `stop` returned True.
-        UserError: a loss or a gradient is not finite; names the step and its images.
+        UserError: a loss or a gradient is not finite; names the step and its images. Too few images to hold some out.
     """
-    phases = images if isinstance(images, Sequence) else [Phase(images, recipe.steps)]
+    whole = images if isinstance(images, Sequence) else [Phase(images, recipe.steps)]
     processes = processes or ProcessGroup()
     if recipe.batch_size < processes.world:
         raise UserError(
             f"train.batch_size is {recipe.batch_size} and there are {processes.world} processes, "
             "expected an image for each"
         )
+    phases, held_out = hold_out(whole, recipe, seed)
     model.train()
     with wrap_for_training(model, recipe, processes) as network, stored.Store(checkpoints) as store:
         run = _Run(model, network, recipe, seed, store, fingerprint, processes)
         run.resume()
         begin = 0
         for number, phase in enumerate(phases):
+            last = number == len(phases) - 1
             if run.state.step < begin + phase.steps:
-                run.phase(number, begin, phase, on_step, stop, due, last=number == len(phases) - 1)
+                run.phase(number, begin, phase, on_step, stop, due, last, held_out if last else None)
             begin += phase.steps
         run.processes.barrier()
+    if run.state.best is not None:
+        model.load_state_dict(run.state.best)
     model.eval()
     return run.state.curve
 
@@ -153,8 +200,9 @@ class _Run:
         stop: Callable[[], bool],
         due: Callable[[], bool],
         last: bool,
+        held_out: HeldOut | None,
     ) -> None:
-        """Run the remaining steps of a phase."""
+        """Run the remaining steps of a phase; look at `held_out` in between and at the end."""
         recipe, state = self.recipe, self.state
         own = replace(recipe, steps=phase.steps, lr=phase.lr or recipe.lr)
         self.optimiser = make_optimiser(self.model, recipe)
@@ -179,11 +227,14 @@ class _Run:
                 state.pending.append(self._step(batch, lr))
                 state.step += 1
                 point = None
-                if state.step % recipe.log_every == 0 or state.step == end:
+                looks = held_out is not None and (state.step % recipe.hold_out_every == 0 or state.step == end)
+                if state.step % recipe.log_every == 0 or state.step == end or looks:
                     # The only place where the host waits for the device.
                     point = Point(state.step, float(self._checked(crops)[:, 0].double().mean()), lr)
                     state.curve.append(point)
                     state.pending.clear()
+                    if held_out is not None and looks:
+                        self._look(held_out, point)
                 on_step(Progress(state.step, point))
                 done = last and state.step == end
                 # All processes save after the same step: the losses in a checkpoint are a sum over all of them.
@@ -213,6 +264,14 @@ class _Run:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.grad_clip, norm)
         self.optimiser.step()
         return torch.stack((loss.detach(), norm))
+
+    def _look(self, held_out: HeldOut, point: Point) -> None:
+        """Score the network for `point`, the curve's last; keep its weights if they are the best so far."""
+        point.held_out = held_out.score(self.model, self.processes)
+        if best(self.state.curve) is point:
+            weights = self.model.state_dict()
+            # A dictionary of its own: a checkpoint that is being written keeps the one before.
+            self.state.best = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
 
     def _pending(self) -> Tensor:
         """Return loss (over all processes) and gradient norm of each step since the last point, N x 2, on the host."""
@@ -248,9 +307,10 @@ class _Run:
                 "fingerprint": self.fingerprint,
                 "step": state.step,
                 "phase": state.phase,
-                "curve": [(p.step, p.loss, p.lr) for p in state.curve],
+                "curve": [(p.step, p.loss, p.lr, p.held_out) for p in state.curve],
                 "pending": pending,
                 "model": self.model.state_dict(),
+                "best": state.best,
                 "optimiser": self.optimiser.state_dict(),
                 "random": _random_states(self.device),
             }
@@ -275,7 +335,7 @@ class _Run:
         # The stored losses are already summed over the processes: only the first process contributes them.
         pending = content["pending"] * torch.tensor([float(self.processes.first), 1.0])
         curve = [Point(*row) for row in content["curve"]]
-        self.state = _State(step, curve, list(pending), content["optimiser"], content["phase"])
+        self.state = _State(step, curve, list(pending), content["optimiser"], content["phase"], content["best"])
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

@@ -88,12 +88,18 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def activation_bytes(run: Callable[[], Tensor]) -> int:
-    """Return the peak bytes that `run`, which returns a loss, and its backward pass hold; gradients are counted.
+def held_bytes(run: Callable[[], object]) -> int:
+    """Return the peak bytes of the tensors that `run` creates, as long as they live.
 
-    For eager code on a CPU. On a GPU use `torch.cuda.max_memory_allocated`, which includes what kernels need.
+    For eager code on a CPU, or on the meta device, which computes nothing. On a GPU use
+    `torch.cuda.max_memory_allocated`, which includes what kernels need.
     """
     with _Held() as held:
-        run().backward()  # type: ignore[no-untyped-call]
+        run()
     most: int = held.most
     return most
+
+
+def activation_bytes(run: Callable[[], Tensor]) -> int:
+    """Return the `held_bytes` of `run`, which returns a loss, and its backward pass; gradients are counted."""
+    return held_bytes(lambda: run().backward())  # type: ignore[no-untyped-call]

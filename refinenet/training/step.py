@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from refinenet.config import Recipe
 from refinenet.data import IGNORE_INDEX
+from refinenet.device import choose_precision
 from refinenet.model.network import RefineNet
 from refinenet.training.distributed import ProcessGroup
 from refinenet.training.memory import activation_bytes, activation_checkpointing
@@ -85,8 +86,10 @@ def wrap_for_training(
         unused = len(coarsest) < len(model.cascade.scales)
         network = (processes or ProcessGroup()).wrap_ddp(network, unused)
 
+        half = choose_precision(recipe.precision, device) == "bfloat16"
+
         def logits(images: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 scores: Tensor = network(images.contiguous(memory_format=order))
             return scores
 

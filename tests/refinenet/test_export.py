@@ -101,6 +101,7 @@ def test_hub(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.services
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_follows_more_training() -> None:
     """Evaluation compiled before a training step must not answer with the norms folded then (pytorch issue 108863)."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from thin_network import network
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -285,3 +289,40 @@ def test_bfloat16_is_of_the_convolutions_only(model: RefineNet) -> None:
     handle.remove()
     assert kinds == [torch.bfloat16] * 4 + [torch.float32] * 4
     assert all((label[name] == plain[name]).mean() > 0.9 for name in PROTOCOLS)
+
+
+@pytest.mark.parametrize("size", [(30, 4500), (60, 9000), (4500, 40)])
+def test_a_long_side_is_resized_piece_by_piece(size: tuple[int, int]) -> None:
+    """With the numbers of the whole; the matrix of one side of 16,000 pixels would take a gigabyte."""
+    shape = (1, 3, 6000, 50) if size[0] > size[1] else (1, 3, 50, 6000)
+    image = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    whole = imresize(image.float(), size).clamp_(0, 255)
+    torch.testing.assert_close(multiscale.scaled(image, size), whole, rtol=1e-4, atol=1e-2)
+
+
+STRIP = """\
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from refinenet.config import Protocol
+from refinenet.inference.predictor import Predictor
+torch.set_num_threads(1)
+predictor = Predictor(Path(sys.argv[1]), torch.device("cpu"))
+height, width = int(sys.argv[2]), int(sys.argv[3])
+image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+label = predictor.label_photo(image, Protocol((1.0,)), "strip")
+assert label.shape == (height, width)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_strip_takes_no_more_memory_than_a_photograph(tmp_path: Path) -> None:
+    """A book's spine of 200 x 16,000 pixels beside a photograph of as many."""
+    network(tmp_path / "m.safetensors", 0)
+
+    def peak(height: int, width: int) -> int:
+        command = [sys.executable, "-c", STRIP, str(tmp_path / "m.safetensors"), str(height), str(width)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert peak(200, 16000) < 1.3 * peak(1600, 2000)
+    assert peak(16000, 200) < 1.3 * peak(1600, 2000)

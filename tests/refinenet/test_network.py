@@ -26,20 +26,31 @@ def thin(**more: Any) -> RefineNet:
 
 
 def test_frozen_norm_is_batch_norm_in_eval_mode() -> None:
-    from refinenet.model.backbones import FrozenBatchNorm, conv_norm
+    from refinenet.model.backbones import FrozenBatchNorm, fold_norms
 
-    conv = nn.Conv2d(3, 5, 3, bias=False).double()
-    reference = nn.BatchNorm2d(5).double().eval()
-    for tensor in (reference.weight, reference.bias, reference.running_mean):
-        assert tensor is not None
-        nn.init.normal_(tensor)
-    assert reference.running_var is not None
-    nn.init.uniform_(reference.running_var, 0.5, 2)
-    frozen = FrozenBatchNorm(5).double()
-    frozen.load_state_dict({k: v for k, v in reference.state_dict().items() if k != "num_batches_tracked"})
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(conv_norm(conv, frozen, x), reference(conv(x)))
-    torch.testing.assert_close(frozen(x[:, :1].expand(2, 5, 8, 8)), reference(x[:, :1].expand(2, 5, 8, 8)))
+    pairs, norms = [], []
+    for inputs, outputs, kernel in ((3, 5, 3), (7, 4, 1), (3, 2, 3)):  # the first and the last are folded as one
+        conv = nn.Conv2d(inputs, outputs, kernel, bias=False).double()
+        norm = nn.BatchNorm2d(outputs).double().eval()
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            assert tensor is not None
+            nn.init.normal_(tensor)
+        assert norm.running_var is not None
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        frozen = FrozenBatchNorm(outputs).double()
+        frozen.load_state_dict({k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"})
+        pairs.append((conv, frozen))
+        norms.append(norm)
+    for order in (torch.contiguous_format, torch.channels_last):
+        for (conv, frozen), norm, kernel in zip(pairs, norms, fold_norms(pairs), strict=True):
+            x = torch.randn(2, conv.in_channels, 8, 8, dtype=torch.float64)
+            wanted, found = norm(conv(x)), nn.functional.conv2d(x, *kernel)
+            torch.testing.assert_close(found, wanted)
+            direction = torch.randn_like(wanted)
+            learnt = (conv.weight, frozen.weight, frozen.bias)
+            theirs = torch.autograd.grad(wanted, (conv.weight, norm.weight, norm.bias), direction)
+            torch.testing.assert_close(torch.autograd.grad(found, learnt, direction, retain_graph=True), theirs)
+            conv.to(memory_format=order)
 
 
 def test_backbone_is_torchvisions() -> None:

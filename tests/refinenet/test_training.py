@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from toy_training import RECIPE, after_steps, model, run, weights, write
 
-from refinenet import RefineNet
+from refinenet import RefineNet, device
 from refinenet.config import Recipe
 from refinenet.data.augment import make_batch
 from refinenet.data.concat import ConcatSplits
@@ -131,6 +131,7 @@ def test_faster_arithmetic_gives_nearly_the_same(change: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.services
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_gives_nearly_the_same_and_sees_new_weights(recompute: bool) -> None:
@@ -226,3 +227,35 @@ def test_host_does_not_wait_for_the_device_in_a_step(split: Split, tmp_path: Pat
 
     train(model().cuda(), split, RECIPE, 0, tmp_path / "first", "f")
     assert waits(20) == waits(40)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_precision_auto_is_what_the_device_has(
+    has: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And one that was asked for all the same is told of, once: it is nine times slower."""
+    monkeypatch.setattr("refinenet.device.has_bfloat16", lambda device: has)
+    device._warn_of_emulation.cache_clear()
+    cpu = torch.device("cpu")
+    assert device.choose_precision("auto", cpu) == ("bfloat16" if has else "float32")
+    assert device.choose_precision("float32", cpu) == "float32"
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert device.choose_precision("bfloat16", cpu) == "bfloat16"
+    told = capsys.readouterr().err
+    assert told.count("\n") == (not has)
+    assert has or told.startswith("warning: precision is bfloat16, which this processor has not and emulates")
+    seen: list[torch.dtype] = []
+    net = model()
+    net.classifier.register_forward_hook(lambda module, given, scores: seen.append(scores.dtype))
+    for precision in ("auto", "float32"):
+        with wrap_for_training(net, replace(RECIPE, precision=precision)) as network:
+            network(torch.zeros(1, 3, 32, 32))
+    assert seen == [torch.bfloat16 if has else torch.float32, torch.float32]
+
+
+def test_bfloat16_of_this_processor_is_that_of_the_system() -> None:
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    if not flags:
+        pytest.skip("not an x86 Linux")
+    assert device.has_bfloat16(torch.device("cpu")) == bool({"avx512_bf16", "amx_tile"} & set(flags.split()))
