@@ -1,6 +1,7 @@
-"""Inference on a CPU in float32, beside the same model in plain eager NCHW and the machine's own SGEMM rate.
+"""Inference on a CPU, beside the same model in plain eager NCHW and the machine's own SGEMM rate.
 
     python benchmarks/inference.py --backbones resnet101 timm:tf_efficientnet_lite0 --threads 2 --rounds 7
+    python benchmarks/inference.py --backbones fit --sizes 256x256 360x480      the network of profile fit
 
 Every round takes each variant once, in turn, so that what else the machine does meets all of them; ratios are of the
 medians, the spread is of all rounds. "rate" counts the multiplications of the plain convolution, whatever is done
@@ -10,24 +11,30 @@ instead of it: it may exceed what the machine's matrix product reaches.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from refinenet import RefineNet
+from refinenet.device import processor
+from refinenet.inference.export import to_onnx
 from refinenet.inference.fast import FastRefineNet
+from refinenet.inference.onnx_file import OnnxNetwork
+from refinenet.inference.quantise import to_int8
 
-
-def processor() -> str:
-    """Name of the processor as Linux gives it."""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - no path to speak of
-        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+# Settings of profile fit (profiles/fit.yaml), with CamVid's classes.
+FIT: Mapping[str, Any] = {
+    **{"classes": 11, "backbone": "timm:tf_efficientnet_lite0", "cascade": "four", "pools": 2},
+    **{"width": 64, "coarse_width": 128},
+}
+CALIBRATED_ON = 4  # random images: how fast it is does not depend on them
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -44,18 +51,29 @@ def operations(model: nn.Module, images: Tensor) -> float:
     return float(counter.get_total_flops())
 
 
-@torch.inference_mode()
-def measure(backbone: str, size: int, rounds: int, compiled: bool) -> None:
-    """Print the rows of one backbone."""
+def onnx_files(model: RefineNet, images: Tensor, folder: Path) -> dict[str, nn.Module]:
+    """Write the model as ONNX in float32 and in 8-bit integers; return what runs them."""
+    to_onnx(model, folder / "float32.onnx")
+    drawn = [torch.rand_like(images) * 255 for _ in range(CALIBRATED_ON)]
+    to_int8(model, folder / "int8.onnx", {}, drawn)
+    return {f"onnxruntime, {kind}": OnnxNetwork(folder / f"{kind}.onnx") for kind in ("float32", "int8")}
+
+
+@torch.no_grad()
+def measure(backbone: str, height: int, width: int, rounds: int, compiled: bool) -> None:
+    """Print the rows of one network; `backbone` "fit" is that of profile fit."""
     torch.manual_seed(0)
-    model = RefineNet(classes=21, backbone=backbone, pools=4).eval()
+    settings = FIT if backbone == "fit" else {"classes": 21, "backbone": backbone, "pools": 4}
+    model = RefineNet(**settings).eval()
     model.initialise("scaled", torch.Generator().manual_seed(0))
-    images = torch.rand(1, 3, size, size) * 255
+    images = torch.rand(1, 3, height, width) * 255
     work = operations(model, images)
     left, right = torch.randn(4096, 4096), torch.randn(4096, 4096)
     variants: dict[str, nn.Module] = {"plain eager, NCHW": model}
     variants["norms folded, channels last"] = FastRefineNet(model, winograd=False)
     variants["FastRefineNet"] = FastRefineNet(model)
+    with TemporaryDirectory() as folder:
+        variants |= onnx_files(model, images, Path(folder))
     if compiled:
         variants["torch.compile of the plain model"] = torch.compile(model, dynamic=False)  # type: ignore[assignment]
     times: dict[str, list[float]] = {name: [] for name in ("sgemm", *variants)}
@@ -68,7 +86,8 @@ def measure(backbone: str, size: int, rounds: int, compiled: bool) -> None:
     middle = {name: statistics.median(values) for name, values in times.items()}
     sgemm = 2 * 4096**3 / middle["sgemm"]
     plain = middle["plain eager, NCHW"]
-    print(f"\n{backbone}, {size} x {size}, 4 pooling blocks, 21 classes: {work / 2e9:.0f} GMAC\n")
+    what = f"{settings['pools']} pooling blocks, {settings['classes']} classes"
+    print(f"\n{backbone}, {width} x {height}, {what}: {work / 2e9:.1f} GMAC\n")
     print("| variant | seconds (least to most) | times plain | rate, GFLOP/s | of SGEMM | error |")
     print("| :-- | --: | --: | --: | --: | --: |")
     print(f"| SGEMM 4096 x 4096 | {spread(times['sgemm'])} | | {sgemm / 1e9:.0f} | | |")
@@ -82,14 +101,14 @@ def measure(backbone: str, size: int, rounds: int, compiled: bool) -> None:
 
 def spread(values: list[float]) -> str:
     """Median, least and most."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def main() -> None:
     """Read the command line and print a table for each backbone."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--backbones", nargs="+", default=["resnet101", "timm:tf_efficientnet_lite0"])
-    parser.add_argument("--size", type=int, default=480, help="pixels a side")
+    parser.add_argument("--sizes", nargs="+", default=["480x480"], metavar="HxW", help="of the image, pixels")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes a minute or two")
@@ -97,7 +116,9 @@ def main() -> None:
     torch.set_num_threads(choice.threads)
     print(f"{processor()}, {choice.threads} threads, torch {torch.__version__}, {choice.rounds} rounds")
     for backbone in choice.backbones:
-        measure(backbone, choice.size, choice.rounds, choice.compile)
+        for size in choice.sizes:
+            height, width = map(int, size.split("x"))
+            measure(backbone, height, width, choice.rounds, choice.compile)
 
 
 if __name__ == "__main__":

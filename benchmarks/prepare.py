@@ -153,7 +153,7 @@ def prepare(reader: Reader, name: str, images: Sequence[str], folder: Path, core
         reading(reader, cores) as read,
     ):
         for example in read(schema, images):
-            writer.put(*example)
+            writer.put(*example[:3])
     return clock
 
 

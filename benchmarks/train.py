@@ -44,15 +44,19 @@ PLAIN = "plain eager float32"
 
 
 def step_of(
-    network: Callable[[Tensor], Tensor], optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor
+    network: Callable[[Tensor], Tensor],
+    optimiser: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    wait: bool = True,
 ) -> Callable[[], None]:
-    """One training step; on a GPU it ends when the device has done it."""
+    """One training step; on a GPU it ends when the device has done it, unless it is not to wait."""
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
         pixel_loss(network(images), labels).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        if images.is_cuda:
+        if wait and images.is_cuda:
             torch.cuda.synchronize()
 
     return step
