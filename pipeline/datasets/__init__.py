@@ -1,4 +1,4 @@
-"""The paper's seven data sets, and COCO: one module each, from its official archives to (image, label) samples.
+"""The paper's seven data sets, COCO and CamVid: one module each, from its official archives to (image, label) samples.
 
 A module gives what `Dataset` lists and nothing else, so that the stages need no knowledge of any data set.
 Labels are class indices 0..K-1 in the order of CLASSES; 255 is void (refinenet/data/split.py).
@@ -18,7 +18,7 @@ from pipeline.formats.archive import Archive
 from refinenet.data.split import RGB, Array
 from refinenet.errors import UserError
 
-NAMES = ("voc", "context", "person", "nyud", "sunrgbd", "cityscapes", "ade20k", "coco")
+NAMES = ("voc", "context", "person", "nyud", "sunrgbd", "cityscapes", "ade20k", "coco", "camvid")
 
 # Of VOC 2012, which COCO is mapped to.
 VOC_CLASSES = (
@@ -57,6 +57,14 @@ class Reader(ABC):
         """Say whether a source confirms what COUNTS has for `split`; where none does, another number is no error."""
         return True
 
+    def check_release(self) -> bool:
+        """Compare the archives with the project's own list of what is in them; return whether there is such a list.
+
+        One is kept where no checksum of them is published. Asked together with COUNTS, so never of drawn archives.
+        Raises UserError where they differ.
+        """
+        return False
+
     @abstractmethod
     def read(self, split: str, name: str) -> tuple[Array, Array | None]:
         """One image (H x W x 3, uint8, RGB) and its label (H x W, uint8: class index, 255 = void; "test": None)."""
@@ -64,6 +72,10 @@ class Reader(ABC):
     @abstractmethod
     def where(self, split: str, name: str) -> str:
         """Where the label of `name` comes from (without one, its image), as archive!member: what errors name."""
+
+    def fingerprint(self, image: Array) -> bytes:
+        """What near-duplicates of an image (H x W x 3, uint8) are found by; nothing where nobody looks for them."""
+        return b""
 
     def archive(self, name: str) -> Archive:
         """Open the archive `name` until this reader is closed."""
@@ -97,8 +109,9 @@ class Dataset(Protocol):
 
     `TITLE`: its name in print. `CLASSES`: their names in the official order. `PALETTE`: a colour for each.
     `COUNTS`: images of the official release per split, in the order in which `prepare` writes them; images of "test"
-    have no labels. `TYPICAL_SIZE`: height and width of an image in pixels, by which `pipeline.cost` estimates disk and
-    hours; a user's own folders have none.
+    have no labels, unless it is `EVALUATED`. `TYPICAL_SIZE`: height and width of an image in pixels, by which
+    `pipeline.cost` estimates disk and hours; a user's own folders have none. A data set that is not evaluated on "val"
+    also has `EVALUATED`, the split that is.
     """
 
     TITLE: str
@@ -114,3 +127,8 @@ def load(name: str) -> Dataset:
     if name not in NAMES:
         raise UserError(f"no data set {name!r}; there are {', '.join(NAMES)}")
     return cast(Dataset, import_module(f"{__name__}.{name}"))
+
+
+def evaluated(name: str) -> str:
+    """Return the split on which the data set `name` is evaluated: "val", or what its module has as EVALUATED."""
+    return str(getattr(load(name), "EVALUATED", "val"))

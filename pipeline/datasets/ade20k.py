@@ -9,7 +9,7 @@ Label PNGs are 8-bit: 0 = other, which is void; 1 to 150 are the classes. A clas
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from pipeline import datasets
 from pipeline.formats import decode
 from refinenet.data import IGNORE_INDEX
 from refinenet.data.split import Array
-from refinenet.errors import UserError
 
 TITLE = "ADE20K"
 CLASSES = (
@@ -79,12 +78,7 @@ class Reader(datasets.Reader):
         decode.check_classes([row[-1].partition(",")[0].strip() for row in rows], CLASSES, where)
 
     def names(self, split: str) -> list[str]:
-        folder = f"{_ROOT}/images/{_FOLDERS[split]}"
-        paths = [PurePosixPath(member) for member in self._archive]
-        names = [path.stem for path in paths if str(path.parent) == folder and path.suffix == ".jpg"]
-        if not names:
-            raise UserError(f"{self._archive.where(folder)}: no image")
-        return sorted(names)
+        return self._archive.stems(f"{_ROOT}/images/{_FOLDERS[split]}", ".jpg")
 
     def _label(self, split: str, name: str) -> str:
         return f"{_ROOT}/annotations/{_FOLDERS[split]}/{name}.png"

@@ -34,7 +34,7 @@ from pipeline.datasets import Reader
 from pipeline.formats import decode
 from refinenet.data.split import Array, Schema
 from refinenet.data.writer import Facts, examine
-from refinenet.errors import UserError
+from refinenet.errors import SHOWN, UserError, several
 
 TOGETHER = 4  # images of a task: one by one, the pool's own work takes twice as much of the cores
 AHEAD = 2  # tasks in flight for each worker: one that it does, one that is next or waits to be written
@@ -42,14 +42,19 @@ SLOT = 4 * decode.PIXELS  # bytes from slot to slot, of the largest image with i
 
 
 class Example(NamedTuple):
-    """What `SplitWriter.put` takes. `image`: H x W x 3 uint8 RGB. `label`: H x W uint8, or None."""
+    """What `SplitWriter.put` takes, and more. `image`: H x W x 3 uint8 RGB. `label`: H x W uint8, or None.
+
+    `fingerprint`: of the image, as the reader makes it.
+    """
 
     facts: Facts
     image: Array
     label: Array | None
+    fingerprint: bytes = b""
 
 
 Read = Callable[[Schema, Sequence[str]], Iterator[Example]]
+_Found = tuple[Facts, bytes] | UserError  # facts and fingerprint of an image, or what is wrong with it
 
 
 def cores() -> int:
@@ -63,14 +68,15 @@ def cores() -> int:
 
 
 @contextmanager
-def reading(reader: Reader, count: int) -> Iterator[Read]:
+def reading(reader: Reader, count: int, broken: list[str] | None = None) -> Iterator[Read]:
     """Yield `read(schema, images)`, which reads those images of `schema.split` in `count` processes, in their order.
 
     An example's pixels are to be used before the next is asked for. The first of the list that cannot be read raises
-    its UserError, whichever process read it and when. The processes end with the block, and with this process.
+    its UserError, whichever process read it and when; or, with `broken`, its text is added there, and it is passed
+    over. The processes end with the block, and with this process.
     """
     if count == 1:
-        yield lambda schema, images: (examined(reader, schema, image) for image in images)
+        yield partial(_read_alone, reader, broken)
         return
     with os.fdopen(os.memfd_create("images"), "rb", buffering=0) as memory:
         context = multiprocessing.get_context("fork")
@@ -78,7 +84,7 @@ def reading(reader: Reader, count: int) -> Iterator[Read]:
         try:
             with _ctrl_c_waits():
                 pool.submit(int)  # the first task forks all workers
-            yield partial(_read_all, pool, memory, AHEAD * count, reader)
+            yield partial(_read_all, pool, memory, AHEAD * count, reader, broken)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -87,19 +93,46 @@ def examined(reader: Reader, schema: Schema, image: str) -> Example:
     """Read an image of `schema.split`. UserError, naming where it comes from, for a label that is not of `schema`."""
     pixels, label = reader.read(schema.split, image)
     try:
-        return Example(examine(schema, image, pixels, label), pixels, label)
+        return Example(examine(schema, image, pixels, label), pixels, label, reader.fingerprint(pixels))
     except UserError as error:
         raise UserError(f"{reader.where(schema.split, image)}: {error}") from None
 
 
+def _read_alone(reader: Reader, broken: list[str] | None, schema: Schema, images: Sequence[str]) -> Iterator[Example]:
+    for image in images:
+        try:
+            example = examined(reader, schema, image)
+        except UserError as error:
+            _pass_over(error, broken)
+        else:
+            yield example
+
+
+def _pass_over(error: UserError, broken: list[str] | None) -> None:
+    if broken is None:
+        raise error
+    broken.append(str(error))
+    if len(broken) == SHOWN:
+        raise several(f"at least {SHOWN} files cannot be used", broken)
+
+
 def _read_all(
-    pool: ProcessPoolExecutor, memory: Any, tasks: int, reader: Reader, schema: Schema, images: Sequence[str]
+    pool: ProcessPoolExecutor,
+    memory: Any,
+    tasks: int,
+    reader: Reader,
+    broken: list[str] | None,
+    schema: Schema,
+    images: Sequence[str],
 ) -> Iterator[Example]:
     read = 0
     try:
         for slot, found in _results(pool, tasks, schema, images):
             for facts in found:
-                yield _example(memory, slot, facts)
+                if isinstance(facts, UserError):
+                    _pass_over(facts, broken)
+                else:
+                    yield _example(memory, slot, *facts)
                 slot, read = slot + 1, read + 1
     except BrokenProcessPool:
         raise UserError(
@@ -110,12 +143,12 @@ def _read_all(
 
 def _results(
     pool: ProcessPoolExecutor, tasks: int, schema: Schema, images: Sequence[str]
-) -> Iterator[tuple[int, list[Facts]]]:
-    """The facts of TOGETHER images each time, and the slot of the first; it is used again once the next are asked for.
+) -> Iterator[tuple[int, list[_Found]]]:
+    """What was found of TOGETHER images each time, and the slot of the first; it is used again for later ones.
 
     `tasks`: how many the pool may have.
     """
-    in_flight: deque[tuple[int, Future[list[Facts]]]] = deque()
+    in_flight: deque[tuple[int, Future[list[_Found]]]] = deque()
     for start, slot in zip(range(0, len(images), TOGETHER), cycle(range(0, tasks * TOGETHER, TOGETHER)), strict=False):
         if len(in_flight) == tasks:
             first, future = in_flight.popleft()
@@ -125,12 +158,12 @@ def _results(
         yield slot, future.result()
 
 
-def _example(memory: Any, slot: int, facts: Facts) -> Example:
+def _example(memory: Any, slot: int, facts: Facts, fingerprint: bytes) -> Example:
     height, width, size = facts.height, facts.width, facts.height * facts.width
     labelled = facts.counts is not None
     pixels = np.memmap(memory, np.uint8, "r", slot * SLOT, (4 if labelled else 3) * size)
     label = pixels[3 * size :].reshape(height, width) if labelled else None
-    return Example(facts, pixels[: 3 * size].reshape(height, width, 3), label)
+    return Example(facts, pixels[: 3 * size].reshape(height, width, 3), label, fingerprint)
 
 
 @contextmanager
@@ -170,14 +203,19 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _read(schema: Schema, images: Sequence[str], slot: int) -> list[Facts]:
+def _read(schema: Schema, images: Sequence[str], slot: int) -> list[_Found]:
     """Read images of `schema.split` into the slots from `slot` on: H x W x 3 bytes, then H x W of the label."""
     reader, memory = _inherited
-    found = []
+    found: list[_Found] = []
     for at, image in enumerate(images, slot):
-        facts, *pixels = examined(reader, schema, image)
+        try:
+            example = examined(reader, schema, image)
+        except UserError as error:
+            found.append(error)
+            continue
+        pixels = (example.image, example.label)
         arrays = [np.ascontiguousarray(values).data for values in pixels if values is not None]
         if os.pwritev(memory, arrays, at * SLOT) < sum(values.nbytes for values in arrays):
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), image)
-        found.append(facts)
+        found.append((example.facts, example.fingerprint))
     return found

@@ -15,6 +15,7 @@ these have the less convenient one. What is written here and what is left out, b
     ade20k      as published; some classes have synonyms and a blank behind their name
     coco        instances of train2014 only: polygons, one crowd as run lengths; VOC's categories and one other; a grey
                 photograph
+    camvid      frames and labels of train, val and test, and their lists; nothing else of the repository
 
 Archives have entries for their folders, as those that are packed from a disk.
 """
@@ -36,6 +37,7 @@ _WRITERS = {
     "cityscapes": "cityscapes.render",
     "ade20k": "ade20k.render",
     "coco": "coco.render",
+    "camvid": "camvid.render",
 }
 
 

@@ -1,4 +1,4 @@
-"""How each class of the seven data sets looks and where it belongs in a scene.
+"""How each class of the data sets looks and where it belongs in a scene.
 
 One line a class: name, place, setting, shape, size, colours, texture.
 place: sky, far (on the horizon), ground, ceiling, wall are surfaces; big (at the horizon), back (against the wall),
@@ -226,6 +226,9 @@ otherprop small i star 24 58c878/f8f0a0/38a858 checks
 ALIASES = {
     "couch": "sofa",
     "pavement": "sidewalk",
+    "signsymbol": "sign",
+    "pedestrian": "person",
+    "bicyclist": "rider",
     "plane": "aeroplane",
     "pottedplant": "pottedplant",
     "tv": "tvmonitor",
