@@ -11,10 +11,10 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from mmap import ACCESS_READ, mmap
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, Self, cast
 
 from pipeline.formats.anonymous_file import anonymous_file
@@ -150,9 +150,40 @@ class Archive:
             raise UserError(f"{self.where(member)}: {size} bytes, expected {most} at most")
         return b"".join(self.chunks(member))
 
+    def stems(self, folder: str, suffix: str) -> list[str]:
+        """Return the names, without `suffix`, of the files with it right in `folder`, sorted. UserError for none."""
+        paths = [PurePosixPath(member) for member in self]
+        names = [path.stem for path in paths if str(path.parent) == folder and path.suffix == suffix]
+        if not names:
+            raise UserError(f"{self.where(folder)}: no image")
+        return sorted(names)
+
     def read_named(self, member: str) -> tuple[bytes, str]:
         """`read(member), where(member)`: the arguments of the decoders."""
         return self.read(member), self.where(member)
+
+    def check_members(self, expected: Mapping[str, tuple[int, int]], source: str) -> None:
+        """Compare a .zip with a list of members: name -> bytes, CRC-32. Members beyond the list are not looked at.
+
+        Only the index is looked at, which takes no time; reading a member compares its content with that.
+
+        Args:
+            expected: the list.
+            source: where it stands, for messages.
+
+        Raises:
+            UserError: names the first member, by the alphabet, that is missing or another one.
+        """
+        wrong = []
+        for member, (size, crc) in sorted(expected.items()):
+            found = self._members.get(member)
+            if found is None or (found.size, found.check) != (size, crc):
+                wrong.append((member, found, f"{size} bytes of CRC-32 {crc:08x}"))
+        if wrong:
+            member, found, wanted = wrong[0]
+            is_there = "no such file" if found is None else f"{found.size} bytes of CRC-32 {found.check or 0:08x}"
+            others = f", and {len(wrong) - 1} more of its {len(expected):,} are wrong" if len(wrong) > 1 else ""
+            raise UserError(f"{self.where(member)}: {is_there}, expected {wanted} as in {source}{others}")
 
     def chunks(self, member: str) -> Iterator[bytes]:
         """The content of `member` piece by piece, for what is too large for memory; never more than its index says."""

@@ -22,33 +22,37 @@ from refinenet.errors import UserError
 PIXELS = 1 << 27  # of one image, 400 MB decoded; the largest official one, of Cityscapes, has 2 million
 
 
-def _open(data: bytes, where: str) -> Any:
+def open_image(data: bytes, where: str, formats: Sequence[str] = ("JPEG", "PNG")) -> Any:
+    """Return the decoded Pillow image; UserError where it is cut short, too large or none of `formats`."""
     from PIL import Image, UnidentifiedImageError
+
+    *others, last = formats
+    expected = f"{', '.join(others)} or {last}"
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and of odd metadata: what matters here is an error
-            image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+            image = Image.open(io.BytesIO(data), formats=tuple(formats))
             if image.width * image.height <= PIXELS:
                 image.load()
                 return image
             reason = f"{image.width} x {image.height} pixels, {PIXELS} at most"
     except UnidentifiedImageError:
-        reason = "neither JPEG nor PNG"
+        reason = "neither JPEG nor PNG" if len(formats) == 2 else "of no known format"
     except Exception as error:  # besides OSError and SyntaxError, what a broken header leads Pillow's parsers to
         reason = str(error)
-    raise UserError(f"{where}: not a whole image ({printable(reason)}), expected JPEG or PNG")
+    raise UserError(f"{where}: not a whole image ({printable(reason)}), expected {expected}")
 
 
 def photo(data: bytes, where: str) -> Array:
     """A JPEG or PNG as H x W x 3 uint8 RGB; grey is repeated. No EXIF rotation, as in MATLAB's imread."""
-    image = _open(data, where)
+    image = open_image(data, where)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # either would be one more copy
 
 
 def index_png(data: bytes, where: str, modes: Sequence[str]) -> Array:
     """The indices of a palette ("P") or 8-bit grey ("L") PNG as H x W uint8; never by way of its colours."""
-    image = _open(data, where)
+    image = open_image(data, where)
     if image.format != "PNG" or image.mode not in modes:
         raise UserError(f"{where}: {image.format} of mode {image.mode}, expected PNG of mode {' or '.join(modes)}")
     bits = data[24]  # in the header, which is always the first chunk

@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from refinenet.data.split import Array
+from refinenet.errors import UserError
+
+
+class PixelsError(UserError):
+    """An image of more pixels than are taken."""
+
+
+def decoded(source: Path | BinaryIO, where: str, most_pixels: int | None = None) -> Array:
+    """Read an image file as it is meant to be seen: H x W x 3 uint8 RGB.
+
+    Args:
+        source: the file, or one that is open.
+        where: its name, for errors.
+        most_pixels: of the image; None: Pillow's limit, 179 million.
+
+    Raises:
+        PixelsError: it has more pixels, which its header says.
+        UserError: it is not a whole image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about size (twice that is an error) and odd metadata
+            with Image.open(source) as picture:
+                width, height = picture.size
+                if most_pixels is not None and width * height > most_pixels:
+                    raise PixelsError(f"{where}: {width} x {height} pixels, expected {most_pixels} at most")
+                return as_seen(picture)
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{where}: not an image of a kind that Pillow reads") from None
+    except Exception as error:  # Pillow's readers have no error type of their own: a broken file raises nearly anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{where}: cannot be read ({' '.join(reason.split())})") from None
 
 
 def as_seen(picture: Image.Image) -> Array:

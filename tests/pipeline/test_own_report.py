@@ -12,13 +12,18 @@ import sys
 from contextlib import chdir
 from pathlib import Path
 
+import numpy as np
 import own_run
 import pytest
 from html_page import Page
 
 from pipeline import report
+from pipeline.formats import label_images
 from pipeline.page import custom
+from pipeline.page.dataset_section import open_dataset
 from pipeline.runtime.dvc_md5 import dvc_md5
+from refinenet.data.split import Schema
+from refinenet.data.writer import write_split
 from refinenet.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,9 +87,31 @@ def test_every_number_of_the_table_and_what_it_was_made_from(made: Path, page: P
     for name in own_run.EXPERIMENTS:
         files += [f"metrics/leaves/{name}.json", f"models/{name}.safetensors"]
     for file in files:
-        assert f"{file}{dvc_md5(made / file)}" in page.text
+        assert f"{file} {dvc_md5(made / file)}" in page.text
     archive = (made / "data/raw/leaves/leaves.zip").read_bytes()
     assert hashlib.md5(archive).hexdigest() in page.text
+
+
+def test_what_speaks_against_the_splits(run: Path, page: Page) -> None:
+    share = "1 of the 2 evaluation images (50\N{NO-BREAK SPACE}%)"
+    assert f"{share} look nearly like a training image, so the scores flatter: " in page.text
+    assert "val 1 and train 0." in page.text
+    assert "Recordings (group): 3 in training, 2 in evaluation; in both: north." in page.text
+    assert "No pixel in" not in page.text
+    Path("data/leaves/checks.json").write_text(
+        json.dumps({"near_duplicates": {"val": 2, "found": 0, "examples": []}, "groups": None})
+    )
+    classes = (*own_run.CLASSES, "root")
+    schema = Schema("leaves", "val", classes, label_images.colour_map(4))
+    with write_split(Path("data/leaves/val.arrow"), schema) as writer:
+        writer.add("one", np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), np.uint8))
+    notes = custom.split_notes("leaves", open_dataset(Path(), "leaves"), Path())
+    assert notes == [
+        "No pixel in the evaluation images: soil, stem, root.",
+        "No evaluation image looks nearly like a training image.",
+    ]
+    Path("data/leaves/checks.json").unlink()  # as of a data set with archives
+    assert len(custom.split_notes("leaves", open_dataset(Path(), "leaves"), Path())) == 1
 
 
 def test_pictures(page: Page) -> None:
@@ -155,5 +182,5 @@ def test_a_missing_input_is_named(gone: str, message: str, run: Path) -> None:
 
 
 def test_a_name_that_has_no_page(run: Path) -> None:
-    with pytest.raises(UserError, match=r"^'voc': no data set with a page of its own, expected one of leaves$"):
+    with pytest.raises(UserError, match=r"^'voc': no data set with a page of its own, expected one of leaves, camvid$"):
         report.run("voc")
