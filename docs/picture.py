@@ -1,37 +1,43 @@
-"""The picture of the README: for each data set one validation image, its truth and what the trained network says.
+"""The picture of the README: images of a prepared split, their truth, and what a trained network says.
 
-python docs/picture.py        writes docs/mini.png from predictions/
+    python docs/picture.py networks/camvid-lite0.safetensors data/camvid/test.arrow
+
+takes every 58th image, whatever it looks like, and writes docs/camvid.jpg, two images to a row.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from skimage.util import montage
 
-EXPERIMENTS = (
-    "voc-res101",
-    "person-res101",
-    "cityscapes-res101",
-    "nyud-res152",
-    "context-res152",
-    "ade20k-res101",
-)
-SIZE, GAP = (700, 180), 12  # of image, truth and prediction together; white pixels around them
+from refinenet.data.split import Split
+from refinenet.inference.predictor import Predictor
+
+EVERY, SHOWN = 58, 4
+WIDTH = 1440  # pixels of the page
 
 
-def main() -> None:
-    """Two data sets a row, every picture as large as fits."""
+def main(model: str, split: str) -> None:
+    """Photograph, truth and prediction of `SHOWN` images; white is void."""
+    data = Split(Path(split))
+    predictor = Predictor(Path(model))
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[: len(predictor.palette)] = predictor.palette
     tiles = []
-    for experiment in EXPERIMENTS:
-        with Image.open(sorted(Path("predictions", experiment).glob("*.png"))[-1]) as file:
-            whole = ImageOps.pad(file.convert("RGB"), SIZE, Image.Resampling.LANCZOS, "white")
-            tiles.append(np.asarray(whole))
-    page = montage(tiles, fill=(255, 255, 255), grid_shape=(3, 2), padding_width=GAP, channel_axis=-1)
-    Image.fromarray(page).quantize(200).save("docs/mini.png", optimize=True)
+    for index in range(EVERY // 2, len(data), EVERY)[:SHOWN]:
+        sample = data[index]
+        tiles += [sample.image, colours[sample.label], colours[predictor(sample.image)]]
+    page = Image.fromarray(
+        montage(tiles, fill=(255, 255, 255), grid_shape=(SHOWN // 2, 6), padding_width=4, channel_axis=-1)
+    )
+    page.resize((WIDTH, round(page.height * WIDTH / page.width)), Image.Resampling.LANCZOS).save(
+        "docs/camvid.jpg", quality=85, optimize=True
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
