@@ -1,9 +1,9 @@
 """What a profile costs: GPU hours and memory of each training, disk, and how long it all takes on n GPUs.
 
-    python -m pipeline.cost                        profile paper, on an H100 of which a share is assumed
-    python -m pipeline.cost --gpu a100 --gpus 4    another GPU, and which training runs on which of four
-    python -m pipeline.cost --rate 41.5            measured images/s of RefineNet-101, 480 x 480 (benchmarks/train.py)
-    python -m pipeline.cost --page docs/cost.md    the same, between the marks of that page
+    refinenet cost                        profile paper, on an H100 of which a share is assumed
+    refinenet cost --gpu a100 --gpus 4    another GPU, and which training runs on which of four
+    refinenet cost --rate 41.5            measured images/s of RefineNet-101, 480 x 480 (benchmarks/train.py)
+    refinenet cost --page docs/explanation/cost.md    the same, between the marks of that page
 
 Multiply-adds are counted in the network itself, on PyTorch's device "meta", which computes nothing; so is memory. What
 is published or assumed and not counted is in pipeline/cost.yaml and, of images, in each data set's TYPICAL_SIZE.
@@ -11,7 +11,6 @@ is published or assumed and not counted is in pipeline/cost.yaml and, of images,
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 from pipeline import datasets
 from pipeline.config import profiles, resolve
 from pipeline.config.schema import Params, Profile, Training
-from pipeline.runtime.cli import run_cli
+from pipeline.runtime.cli import command_parser, run_cli, user_path
 from refinenet.atomic import atomic_file
 from refinenet.config import Protocol, Recipe, Resizing
 from refinenet.errors import UserError
@@ -105,6 +104,33 @@ def rate_of(gpu: str, precision: str, batch: int) -> float:
     return float(FACTS["gpus"][gpu][precision]) * 1e12 * float(share)
 
 
+def measured_rates(path: Path) -> list[dict[str, Any]]:
+    """Rows of the training steps that benchmarks/gpu.py measured, without those that no stage takes (CUDA graphs)."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = [row for row in found["training"] if row["plain"] and float(row["images_per_second"]) > 0]
+        if found["thin"] or not rows:
+            raise ValueError("of a thin network, or without a rate")
+        return [{**row, "device": str(found["device"]), "batch": int(row["batch"])} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected gpu.json of benchmarks/gpu.py on a GPU ({error})") from None
+
+
+def measured_rate(rows: Sequence[Mapping[str, Any]], precision: str, batch: int, path: Path) -> float:
+    """Images a second of the reference network: the fastest plain step of this precision, at the next smaller batch."""
+    own = [row for row in rows if row["precision"] == precision]
+    if not own:
+        raise UserError(f"{path}: has no training step in {precision}")
+    batches = sorted({row["batch"] for row in own})
+    near = max((found for found in batches if found <= batch), default=batches[0])
+    return max(float(row["images_per_second"]) for row in own if row["batch"] == near)
+
+
+def gpu_hours(works: Iterable[Work], gpu: str) -> float:
+    """Hours of all trainings and evaluations on one GPU of cost.yaml, at the rate assumed of it."""
+    return sum(sum(work.hours(rate_of(gpu, work.precision, work.batch))) for work in works)
+
+
 def read(profile: str) -> tuple[Params, Profile, str]:
     """params.yaml and a profile; UserError where that one trains on no GPU."""
     params = profiles.read_params()
@@ -130,7 +156,7 @@ def works(params: Params, profile: Profile, where: str) -> list[Work]:
         network = json.dumps(made["network"], sort_keys=True)
         classes = len(datasets.load(training.data).CLASSES)
         adds, parameters, step = counted(network, classes, side, recipe.batch_size)
-        pixels, waiting = (0.0, 0.0) if early else tested(name, profile, training, recipe)
+        pixels, waiting = (0.0, 0.0) if early else tested(name, profile, training, recipe, where)
         found.append(
             Work(
                 name=name,
@@ -142,14 +168,14 @@ def works(params: Params, profile: Profile, where: str) -> list[Work]:
                 memory=2 * FLOAT * parameters + step,  # weights and momentum
                 parameters=parameters,
                 batch=recipe.batch_size,
-                precision=recipe.precision,
+                precision="bfloat16" if recipe.precision == "auto" else recipe.precision,  # these GPUs all have it
                 after=training.start if training.start in {work.name for work in found} else None,
             )
         )
     return found
 
 
-def tested(name: str, profile: Profile, training: Training, recipe: Recipe) -> tuple[float, float]:
+def tested(name: str, profile: Profile, training: Training, recipe: Recipe, where: str) -> tuple[float, float]:
     """Pixels that go through the network in the evaluation, over all protocols and scales; seconds of the CRF."""
     settings = resolve.evaluation_settings(name, training, profile)
     edges = settings.get("short_edge")
@@ -160,7 +186,7 @@ def tested(name: str, profile: Profile, training: Training, recipe: Recipe) -> t
         protocol = Protocol(**given)
         views += sum(scale**2 for scale in protocol.scales) * (1 + protocol.flip)
         waiting += FACTS["crf"] * protocol.crf
-    count = datasets.load(training.data).COUNTS["val"]
+    count = datasets.load(training.data).COUNTS[resolve.evaluated_split(name, training, profile, where)]
     return count * height * width * factor**2 * views, count * waiting
 
 
@@ -208,12 +234,13 @@ def archives(profile: Profile) -> tuple[float, list[str]]:
 
 
 def prepared(names: Iterable[str]) -> float:
-    """Bytes of the prepared splits of data sets: three of a pixel and one of its label, which test images lack."""
+    """Bytes of the prepared splits of data sets: three of a pixel and one of its label, which some test images lack."""
     total = 0.0
     for data in names:
         height, width = datasets.load(data).TYPICAL_SIZE
         for split, count in datasets.load(data).COUNTS.items():
-            total += count * height * width * (3 if split == "test" else 4)
+            labelled = split != "test" or datasets.evaluated(data) == "test"
+            total += count * height * width * (4 if labelled else 3)
     return total
 
 
@@ -223,8 +250,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, align, *rows))
 
 
-def tell(name: str, gpu: str, rate: float | None, gpus: int | None) -> str:
-    """The tables of the profile `name`, as Markdown. `rate`: images/s measured; None: what is assumed of `gpu`."""
+def tell(name: str, gpu: str, rate: float | None, gpus: int | None, measured: Path | None = None) -> str:
+    """The tables of the profile `name`, as Markdown.
+
+    Args:
+        name: of the profile.
+        gpu: whose assumed rate is taken where none was measured.
+        rate: images/s measured.
+        gpus: how many, for a time table; None: what 1 to 16 would take.
+        measured: gpu.json of benchmarks/gpu.py, whose rates are taken by precision and batch size.
+    """
     params, profile, where = read(name)
     found = works(params, profile, where)
     adds, _, _ = counted(*REFERENCE)
@@ -232,6 +267,11 @@ def tell(name: str, gpu: str, rate: float | None, gpus: int | None) -> str:
         work.name: rate * PASSES * OPERATIONS * adds if rate else rate_of(gpu, work.precision, work.batch)
         for work in found
     }
+    steps = measured_rates(measured) if measured else []
+    for work in found if measured else ():
+        assert measured is not None
+        images = measured_rate(steps, work.precision, work.batch, measured)
+        reached[work.name] = images * PASSES * OPERATIONS * adds
     hours = {work.name: work.hours(reached[work.name]) for work in found}
     rows = [
         [
@@ -249,15 +289,22 @@ def tell(name: str, gpu: str, rate: float | None, gpus: int | None) -> str:
     total = sum(both.values())
     trained, evaluated = (sum(pair[column] for pair in hours.values()) for column in (0, 1))
     rows.append(["all", "", "", f"{sum(w.crops for w in found):,}", f"{trained:.1f}", f"{evaluated:.2f}", ""])
-    if rate:
+    if measured:
+        kinds = sorted({(reached[w.name], w.precision, w.batch) for w in found})
+        told = " and ".join(
+            f"{done / (PASSES * OPERATIONS * adds):.1f} images/s in {kind} at a batch of {batch}"
+            for done, kind, batch in kinds
+        )
+        basis = f"Measured on {steps[0]['device']}: {told} for RefineNet-101 at 480 x 480; the others by multiply-adds."
+    elif rate:
         basis = f"Measured: {rate:g} images/s for RefineNet-101 at 480 x 480; the others by their multiply-adds."
     else:
         about = FACTS["gpus"][gpu]
-        kinds = sorted({(reached[w.name], w.precision) for w in found})
-        shares = " and ".join(f"{100 * done / about[kind] / 1e12:.0f} % of its {kind} peak" for done, kind in kinds)
-        images = " and ".join(f"{done / (PASSES * OPERATIONS * adds):.0f}" for done, _ in kinds)
+        peaks = sorted({(reached[w.name], w.precision) for w in found})
+        shares = " and ".join(f"{100 * done / about[kind] / 1e12:.0f} % of its {kind} peak" for done, kind in peaks)
+        rates = " and ".join(f"{done / (PASSES * OPERATIONS * adds):.0f}" for done, _ in peaks)
         basis = (
-            f"**Assumed, not measured**: an NVIDIA {about['title']} at {shares}, which would be {images} images/s for "
+            f"**Assumed, not measured**: an NVIDIA {about['title']} at {shares}, which would be {rates} images/s for "
             "RefineNet-101 at 480 x 480."
         )
     head = ("training", "side", "GMAC a crop", "crops", "GPU hours, training", "evaluation", "GPU memory, GB")
@@ -305,17 +352,18 @@ def rewrite(path: Path, text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.cost", description=(__doc__ or "").partition("\n")[0])
+    parser = command_parser("cost", __doc__)
     parser.add_argument("--profile", default="paper", help="a file of profiles/ without .yaml (default: paper)")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--gpu", choices=sorted(FACTS["gpus"]), default="h100")
+    which.add_argument("--gpu", choices=sorted(FACTS["gpus"]), default="h100", help="default: h100")
     which.add_argument("--rate", type=float, help="images/s that benchmarks/train.py measured for RefineNet-101")
+    which.add_argument("--measured", type=Path, help="gpu.json that benchmarks/gpu.py wrote on a GPU")
     parser.add_argument("--gpus", type=int, help="tell which training runs when on so many")
-    parser.add_argument("--page", type=Path, help="write it between the marks of this file instead")
+    parser.add_argument("--page", type=user_path, help="write it between the marks of this file instead")
     given = parser.parse_args(arguments)
     if given.rate is not None and given.rate <= 0:
         raise UserError(f"--rate is {given.rate:g}, expected images a second, above 0")
-    text = tell(given.profile, given.gpu, given.rate, given.gpus)
+    text = tell(given.profile, given.gpu, given.rate, given.gpus, given.measured)
     if given.page is None:
         print(text)
         return

@@ -1,10 +1,14 @@
 """Stage `download`: the official archives of one data set, found, downloaded, or drawn in the same layout.
 
-    settings.json  ->  data/raw/<name>/<official file names>
+    settings.json  ->  data/raw/<name>/<official file names>, data/raw/<name>.json
 
-Archives are kept in data/archives/<name>/ and linked into data/raw/<name>/. The first is not an output of the graph, so
-it survives a kill and the engines, which delete a stage's outputs before they run it again. A copy that is on this
-machine already, in another data set's folder, a `mirror` of the profile or data/incoming/<name>/, is linked.
+The output of the graph is the second, a record of the archives' sizes and md5: who has pulled prepared data need not
+fetch what it was prepared from. `prepare` runs this stage where it misses the archives.
+
+Archives are kept in data/archives/<name>/ and linked into data/raw/<name>/. Neither is an output of the graph, so they
+survive a kill and the engines, which delete a stage's outputs before they run it again. A copy that is on this machine
+already, in another data set's folder, a `mirror` of the profile or data/incoming/<name>/, is linked. A user's own
+folders are packed into an archive that is itself the output: nobody else has them.
 """
 
 from __future__ import annotations
@@ -24,10 +28,11 @@ from pipeline.config import resolve
 from pipeline.config.schema import Download, Source
 from pipeline.fetch import checksums, http, local, login, sources
 from pipeline.fetch.checksums import ChecksumCache, StoppedError, say
+from pipeline.fetch.input_md5 import input_md5
 from pipeline.fetch.sources import run_parallel
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5
-from refinenet.atomic import atomic_folder
+from refinenet.atomic import atomic_file, atomic_folder
 from refinenet.errors import UserError
 
 RAW = Path("data/raw")
@@ -47,6 +52,8 @@ def run(name: str) -> None:
 
         with atomic_folder(folder) as part:
             synthetic.render(name, cfg.rendered, part)
+        _record(name)
+        print(f"{folder}: drawn, {' '.join(sorted(file.name for file in folder.iterdir()))}")
         return
     if not cfg.archives:
         raise UserError(f"settings.json: download.{name} has neither archives nor `rendered`")
@@ -65,9 +72,30 @@ def run(name: str) -> None:
                 for file in cfg.archives:
                     if file not in missing:
                         _put(store / file, part / file)
-            _tell_unpublished(name, cfg, known, new)
+            noted = {file: known.valid(store / file).get("md5", "") for file in cfg.archives if file not in missing}
+            _record(name, noted)
+            _tell_unpublished(name, cfg, known, new, not missing)
+        print(f"{folder}: {len(new)} archives fetched, {len(cfg.archives) - len(missing | new)} were there")
     except Timeout:
         raise UserError(f"{store}.lock: held by another `download {name}`; wait for it") from None
+
+
+def record(name: str) -> Path:
+    """Return where size and md5 of the archives of the data set `name` are recorded."""
+    return RAW / f"{name}.json"
+
+
+def _record(name: str, known: Mapping[str, str] | None = None) -> None:
+    """Write the record; one that says the same stays, with its time. `known`: md5 of files that need not be read."""
+    files = {file.relative_to(RAW / name).as_posix(): file for file in (RAW / name).rglob("*") if file.is_file()}
+    md5 = known or {}
+    found = {
+        path: {"size": file.stat().st_size, "md5": md5.get(path) or input_md5(file)} for path, file in files.items()
+    }
+    text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+    if not record(name).is_file() or record(name).read_text(encoding="utf-8") != text:
+        with atomic_file(record(name)) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 def _bring(name: str, cfg: Download, known: ChecksumCache) -> tuple[set[str], set[str]]:
@@ -172,38 +200,40 @@ def _put(file: Path, name: Path) -> None:
             shutil.copyfile(file, name)
 
 
-def _tell_unpublished(name: str, cfg: Download, known: ChecksumCache, new: set[str]) -> None:
-    """Print the md5 of new archives that have no published checksum; warn where dvc.lock has another one."""
+def _tell_unpublished(name: str, cfg: Download, known: ChecksumCache, new: set[str], whole: bool) -> None:
+    """Print the md5 of new archives that have no published checksum; warn where dvc.lock has another one.
+
+    `whole`: no optional archive is missing; else the record is another one because of that.
+    """
     unsure = [file for file in cfg.archives if file in new and not checksums.has_checksum(cfg.archives[file])]
     if not unsure:
         return
     md5 = {file: known.recorded(checksums.STORE / name / file)["md5"] for file in unsure}
-    recorded, count = _recorded(name, cfg)
-    now = dvc_md5(RAW / name) if recorded and count == len(list((RAW / name).iterdir())) else recorded
-    if now != recorded:
+    recorded = _recorded(name, cfg)
+    now = dvc_md5(record(name))
+    if recorded and whole and now != recorded:
         files = ", ".join(f"{file} (md5 {md5[file]})" for file in unsure)
         say(
-            f"warning: {RAW / name}: md5 {now}, dvc.lock recorded {recorded} for the same settings; no checksum is "
+            f"warning: {record(name)}: md5 {now}, dvc.lock recorded {recorded} for the same settings; no checksum is "
             f"published of {files}, and its source has changed"
         )
     elif not recorded:
         for file in unsure:
-            say(f"{name}: {file}: no published checksum; md5 {md5[file]}, recorded in dvc.lock with {RAW / name}")
+            say(f"{name}: {file}: no published checksum; md5 {md5[file]}, recorded in {record(name)}")
 
 
-def _recorded(name: str, cfg: Download) -> tuple[str, int]:
-    """Return md5 and number of files of data/raw/<name> in dvc.lock; "" where it was made with other settings."""
+def _recorded(name: str, cfg: Download) -> str:
+    """Return the md5 of data/raw/<name>.json in dvc.lock; "" where it was made with other settings."""
     import yaml
 
     try:
         text = Path("dvc.lock").read_text(encoding="utf-8")
         entry = yaml.load(text, yaml.CSafeLoader)["stages"][f"download@{name}"]
         values = entry["params"][str(resolve.SETTINGS)][f"download.{name}"]
-        (out,) = (out for out in entry["outs"] if out["path"] == str(RAW / name))
-        same = values == json.loads(json.dumps(asdict(cfg)))
-        return (str(out["md5"]), int(out["nfiles"])) if same else ("", 0)
+        (out,) = (out for out in entry["outs"] if out["path"] == str(record(name)))
+        return str(out["md5"]) if values == json.loads(json.dumps(asdict(cfg))) else ""
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return "", 0
+        return ""
 
 
 if __name__ == "__main__":

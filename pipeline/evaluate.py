@@ -1,4 +1,4 @@
-"""Stage `evaluate`: a trained model on the validation images -> metrics/<data>/<experiment>.json, predictions/.
+"""Stage `evaluate`: a trained model on held-out images -> metrics/<data>/<experiment>.json, predictions/.
 
 Metrics of an experiment that repeats another with a further seed go to metrics/seeds/<data>/.
 
@@ -28,6 +28,7 @@ from refinenet.config import Protocol
 from refinenet.data.split import RGB, Array, Integers, Sample, Split
 from refinenet.errors import UserError
 from refinenet.metrics import Confusion, Counts, Rule, alternatives, bootstrap, most_frequent, scores
+from refinenet.portable import portable_arithmetic
 
 if TYPE_CHECKING:
     from refinenet.inference.predictor import Predictor
@@ -105,10 +106,12 @@ def run(name: str) -> None:
     """Evaluate the experiment `name` with its settings in settings.json."""
     cfg = resolve.load("evaluate", name)
     data = Path("data") / cfg.data
-    split = Split(data / "val.arrow")
+    split = Split(data / f"{cfg.split}.arrow")
     classes, palette = split.schema.classes, split.schema.palette
     if not len(split):
         raise UserError(f"{split.path}: no image to evaluate on")
+    if cfg.portable:
+        portable_arithmetic()
 
     from refinenet.device import repeatable_device
     from refinenet.inference.multiscale import upload
@@ -129,6 +132,7 @@ def run(name: str) -> None:
     params = {
         "profile": cfg.profile,
         "images": len(split),
+        "precision": trained.precision,
         **{f"scales.{k}": p.scales for k, p in cfg.protocols.items()},
     }
     with (
@@ -197,10 +201,13 @@ def run(name: str) -> None:
             # Plain .npy files: an .npz contains the time it was written.
             for protocol, table in counts.items():
                 np.save(folder / f"confusion-{protocol}.npy", table)
-        with atomic_file(Path("metrics", *(["seeds"] if cfg.of else []), cfg.data, f"{name}.json")) as part:
+        scored = Path("metrics", *(["seeds"] if cfg.of else []), cfg.data, f"{name}.json")
+        with atomic_file(scored) as part:
             part.write_text(json.dumps(metrics, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
         for file in sorted(target.glob("*.png")):
             log.artifact(file, "predictions")
+    scores = ", ".join(f"{protocol} {100 * values['mean_iou']:.1f}" for protocol, values in results.items())
+    print(f"{scored}: mean IoU {scores}")
 
 
 def memory(trained: Predictor) -> dict[str, float]:

@@ -1,17 +1,21 @@
 """DVC's graph for Snakemake. dvc.yaml defines the graph; this reads DVC's own index of it.
 
 The two engines share one set of files and decide differently what is out of date: DVC by content (dvc.lock), Snakemake
-by file times. `sync_mtimes` makes the times agree with the contents before Snakemake reads them, `commit` records in
-DVC what Snakemake has run, so that after either of the two the other finds nothing to do.
+by file times. `view` says which times agree with the contents. A run sets them before Snakemake reads them
+(`sync_mtimes`); a look (`snakemake -n`, `--summary`) sees them and writes nothing (`overlay`). `commit` records in DVC
+what Snakemake has run, so that after either of the two the other finds nothing to do.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 import time
@@ -53,17 +57,29 @@ class Stage:
     drawn: bool  # works on synthetic archives, which are small
 
     def cores(self, every: int) -> int:
-        """Return how many of `every` cores the stage gets: all if its meta says so and its data is not synthetic."""
-        return every if self.meta.get("cores") == "all" and not self.drawn else 1
+        """Return how many of `every` cores the stage gets.
+
+        All if its meta says so and its data is not synthetic; as many as its threads where it computes on the CPU: two
+        trainings of two threads each on two cores take about eight times as long together as one after the other.
+        """
+        if self.meta.get("cores") == "all" and not self.drawn:
+            return every
+        return 1 if self._on_gpu else min(every, int(self._settings.get("threads", 1)))
 
     @property
     def gpus(self) -> int:
         """Return how many GPUs the stage gets: `gpu` of its meta times its processes; 0 on another device."""
+        processes = int((self._settings.get("recipe") or {}).get("num_processes", 1))
+        return int(self.meta.get("gpu", 0)) * processes if self._on_gpu else 0
+
+    @property
+    def _settings(self) -> Mapping[str, Any]:
         settings = next(iter(self.params.values()), None)
-        values: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
-        if not str(values.get("device", "cuda")).startswith("cuda"):
-            return 0
-        return int(self.meta.get("gpu", 0)) * int((values.get("recipe") or {}).get("num_processes", 1))
+        return settings if isinstance(settings, Mapping) else {}
+
+    @property
+    def _on_gpu(self) -> bool:
+        return str(self._settings.get("device", "cuda")).startswith("cuda")
 
     @property
     def stamp(self) -> Path:
@@ -98,6 +114,8 @@ def stages(repo: Any) -> list[Stage]:
     produced = {out.def_path for stage in repo.index.stages for out in stage.outs}
     found = []
     for stage in repo.index.stages:
+        if stage.is_data_source:  # a file under version control that nothing makes: networks/*.dvc
+            continue
         inputs: list[str] = []
         param_files: list[str] = []
         params: dict[str, Any] = {}
@@ -133,26 +151,59 @@ def stages(repo: Any) -> list[Stage]:
 
 
 def _matches_lock(entry: Mapping[str, Any], stage: Stage) -> bool:
-    """Return whether this entry of dvc.lock has the stage's command and parameter values."""
+    """Return whether this entry of dvc.lock has the stage's command, outputs and parameter values."""
     values = {key: value for file in entry.get("params", {}).values() for key, value in file.items()}
-    return entry.get("cmd") == stage.command and values == stage.params
+    made = {out["path"] for out in entry.get("outs", ())}
+    return entry.get("cmd") == stage.command and made == set(stage.outputs) and values == stage.params
 
 
-def _time(path: str | Path) -> float:
-    return Path(path).stat().st_mtime
+class Times:
+    """File times as Snakemake reads them, each file looked at once, with those on top that a run would set."""
 
+    def __init__(self) -> None:
+        self.set: dict[str, float] = {}
+        self._seen: dict[str, tuple[float, float] | None] = {}
 
-def _newer(outputs: Sequence[str], inputs: Sequence[str]) -> bool:
-    """Return whether all paths exist and no output is older than an input."""
-    whole = all(Path(p).exists() for p in (*inputs, *outputs))
-    return whole and max(map(_time, inputs), default=0) <= min(map(_time, outputs))
+    def _look(self, path: str) -> tuple[float, float] | None:
+        """Return the times as output (of a link: its own) and as input (or its target's, if later); None: missing."""
+        if path in self.set:
+            return self.set[path], self.set[path]
+        if path not in self._seen:
+            try:
+                own, target = Path(path).lstat(), Path(path).stat()
+                if stat.S_ISDIR(target.st_mode):
+                    with contextlib.suppress(FileNotFoundError):
+                        target = Path(path, ".snakemake_timestamp").stat()  # Snakemake's own, for the age of a folder
+                at = own.st_mtime if stat.S_ISLNK(own.st_mode) else target.st_mtime
+                self._seen[path] = at, max(at, target.st_mtime)
+            except FileNotFoundError:
+                self._seen[path] = None
+        return self._seen[path]
+
+    def of(self, path: str | Path) -> float:
+        """Return the time of an input; 0 where it is missing."""
+        return seen[1] if (seen := self._look(str(path))) else 0.0
+
+    def whole(self, paths: Iterable[str]) -> bool:
+        """Return whether all paths exist."""
+        return all(self._look(path) for path in paths)
+
+    def newer(self, outputs: Sequence[str], inputs: Sequence[str]) -> bool:
+        """Return whether all paths exist and no output is older than an input."""
+        made, given = [self._look(path) for path in outputs], [self._look(path) for path in inputs]
+        if not all(made) or not all(given):
+            return False
+        return max((one[1] for one in given if one), default=0.0) <= min(one[0] for one in made if one)
+
+    def of_the_future(self, paths: Iterable[str]) -> set[str]:
+        """Return the paths whose time is in the future: the clock was set back."""
+        return {path for path in paths if self.of(path) > time.time() + SKEW}
 
 
 def _touch(path: str) -> None:
     try:
-        os.utime(path)
-        timestamp = Path(path, ".snakemake_timestamp")  # Snakemake's own, for the age of a folder
-        if timestamp.exists():
+        os.utime(path, follow_symlinks=False)  # a link may lead into a cache whose files are a colleague's
+        if Path(path).is_dir() and (timestamp := Path(path, ".snakemake_timestamp")).exists():
             os.utime(timestamp)
     except OSError as error:
         raise UserError(
@@ -174,6 +225,30 @@ def _retry_on_lock(action: Callable[[], _T], seconds: float = 600) -> _T:
                 raise UserError(".dvc/tmp/lock: held by another dvc command; wait for it, then again") from None
 
 
+def _read_parameters_once(repo: Any) -> None:
+    """Have DVC look the parameters' values up in settings.json as it is now.
+
+    Its own way parses the file and walks through all of it for each value: minutes at 672 stages.
+    """
+    files: dict[str, Any] = {}
+
+    def values(dep: Any, flatten: bool = True, **_: Any) -> dict[str, Any]:
+        path = dep.def_path
+        if path not in files:
+            files[path] = json.loads(Path(path).read_bytes()) if Path(path).exists() else {}
+        found = {}
+        for key in dep.params:
+            with contextlib.suppress(KeyError):
+                # Each its own: what stages share would become an alias in dvc.lock, and another text one by one.
+                found[key] = copy.deepcopy(_look_up(files[path], key))
+        return found
+
+    for stage in repo.index.stages:
+        for dep in stage.deps:
+            if hasattr(dep, "params") and dep.params and dep.def_path.endswith(".json"):
+                dep.read_params = partial(values, dep)
+
+
 def _commit(repo: Any, stages: Sequence[Any]) -> None:
     """Store the outputs of DVC's `stages` in its cache, then write dvc.lock once.
 
@@ -181,6 +256,7 @@ def _commit(repo: Any, stages: Sequence[Any]) -> None:
     killed before that loses nothing: the markers still stand, and the cache has what it has.
     """
     stored: list[Any] = []
+    _read_parameters_once(repo)
     try:
         for stage in progress.bar("tell DVC", "stage", stages):
             stage.save()  # hashes the outputs before the lock is taken: another dvc gives up after three seconds
@@ -216,14 +292,50 @@ def _store(repo: Any, stage: Any) -> None:
 
 
 def _status(repo: Any) -> dict[str, Any]:
-    """Return what `dvc status` reports, without its lock: this only reads, so others need not wait."""
-    unlocked = [type(stage).status.__wrapped__(stage) for stage in repo.index.stages]  # without DVC's decorators
-    return {address: status for stage in unlocked for address, status in stage.items()}
+    """Return what `dvc status` reports of inputs and outputs; parameters are compared by `_matches_lock`.
+
+    Without its lock: this only reads, so others need not wait.
+    """
+    found = {}
+    _read_parameters_once(repo)
+    for stage in repo.index.stages:
+        for address, entries in type(stage).status.__wrapped__(stage).items():  # without DVC's decorators
+            kept = [_without_values(entry) for entry in entries if entry != "always changed"]
+            if kept := [entry for entry in kept if entry]:
+                found[address] = kept
+    return found
+
+
+def _without_values(entry: Any) -> Any:
+    """Return an entry of `dvc status` without parameters: for each of their files it has a word a value.
+
+    A stage that reads settings.json as a whole has it as a file among its inputs, with one word.
+    """
+    if not isinstance(entry, dict) or "changed deps" not in entry:
+        return entry
+    kept = {path: what for path, what in entry["changed deps"].items() if not isinstance(what, dict)}
+    return {"changed deps": kept} if kept else None
 
 
 def register_engine() -> None:
     """Make the stages that this process starts end when it ends (pipeline/runtime/cli.py)."""
     os.environ["PIPELINE_ENGINE"] = str(os.getpid())
+
+
+def mark_done(addresses: Iterable[str]) -> None:
+    """Note that stages were run by hand with the settings as they are; the next Snakemake run then tells DVC."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        repo = Repo(".")
+    except NotDvcRepoError:
+        return  # then there is no engine either
+    wanted = set(addresses)
+    for stage in stages(repo):
+        if stage.address in wanted:
+            with atomic_file(stage.done) as part:
+                part.write_text(stage.digest())
 
 
 def commit(repo: Any, known: Sequence[Stage]) -> None:
@@ -234,30 +346,18 @@ def commit(repo: Any, known: Sequence[Stage]) -> None:
     by_address = {stage.addressing: stage for stage in repo.index.stages}
     marked = [stage for stage in known if stage.done.exists()]
     # Checked before the first commit, because DVC links outputs again, which changes their times.
-    valid = [stage for stage in marked if _marker_is_valid(stage)]
+    times = Times()
+    valid = [stage for stage in marked if _marker_is_valid(stage, times)]
     if valid:
-        _commit(repo, [by_address[stage.address] for stage in sorted(valid, key=lambda stage: _time(stage.done))])
+        _commit(repo, [by_address[stage.address] for stage in sorted(valid, key=lambda stage: times.of(stage.done))])
     for stage in marked:
         stage.done.unlink()
 
 
-def commit_or_exit(repo: Any, known: Sequence[Stage]) -> None:
-    """Commit as `commit` at the end of a run; a UserError becomes one line and exit code 1."""
-    try:
-        commit(repo, known)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-def _marker_is_valid(stage: Stage) -> bool:
-    whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
-    fresh = whole and all(_time(p) <= _time(stage.done) for p in stage.inputs)
-    return fresh and not _of_the_future(stage.done) and stage.done.read_text().strip() == stage.digest()
-
-
-def _of_the_future(path: str | Path) -> bool:
-    """Return whether a file's time is in the future: the clock was set back."""
-    return _time(path) > time.time() + SKEW
+def _marker_is_valid(stage: Stage, times: Times) -> bool:
+    whole = times.whole((*stage.inputs, *stage.outputs))
+    fresh = whole and max(map(times.of, stage.inputs), default=0.0) <= times.of(stage.done)
+    return fresh and not times.of_the_future([str(stage.done)]) and stage.done.read_text().strip() == stage.digest()
 
 
 def _own_data_changed(stage: Stage) -> bool:
@@ -273,8 +373,7 @@ def _own_data_changed(stage: Stage) -> bool:
 def _modified(stage: Any, status: Sequence[Any]) -> bool:
     """Return whether, by `dvc status`, an input's or output's content has changed since the stage ran."""
     changes = [paths for entry in status if isinstance(entry, dict) for paths in entry.values()]
-    # For parameters there is a word for each value; those are compared by the stamp.
-    how = {word for paths in changes if isinstance(paths, dict) for word in paths.values() if isinstance(word, str)}
+    how = {word for paths in changes for word in paths.values()}
     # For an output that is not in the cache DVC says so, and nothing about its content.
     return "modified" in how or ("not in cache" in how and any(o.exists and o.changed_checksum() for o in stage.outs))
 
@@ -289,57 +388,118 @@ def _stale_settings() -> bool:
 
 
 def check_machine(known: Sequence[Stage], rules: Iterable[str], elsewhere: bool = False) -> None:
-    """Exit with one line where this machine lacks what the jobs of `rules`, which are about to run, need."""
+    """Raise UserError where this machine lacks what the jobs of `rules`, which are about to run, need."""
     if elsewhere:
         os.environ[ELSEWHERE] = "1"
     addresses = {stage.rule: stage.address for stage in known}
-    try:
-        preflight.check(resolve.resolve(), {addresses[rule] for rule in rules if rule in addresses})
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    preflight.check(resolve.resolve(), {addresses[rule] for rule in rules if rule in addresses})
+
+
+def _stale_writers(known: Sequence[Stage], times: Times) -> list[Stage]:
+    """Return the stages that write parameters of others (settings.json) and have to run."""
+    param_files = {file for stage in known for file in stage.param_files}
+    writers = [stage for stage in known if param_files & set(stage.outputs)]
+    return [stage for stage in writers if not times.newer(stage.outputs, stage.inputs) or _stale_settings()]
+
+
+def _paths(known: Sequence[Stage]) -> set[str]:
+    return {path for stage in known for path in (*stage.inputs, *stage.outputs)}
+
+
+@dataclass(frozen=True)
+class View:
+    """What Snakemake has to see to decide as DVC does, where it differs from the files.
+
+    Attributes:
+        times: path -> its time, s.
+        stamps: path of a stamp -> its text and its time.
+    """
+
+    times: Mapping[str, float]
+    stamps: Mapping[Path, tuple[str, float]]
+
+
+def view(repo: Any, known: Sequence[Stage], done: Iterable[str] = ()) -> View:
+    """Return what Snakemake has to see. Only reads.
+
+    Args:
+        repo: dvc.repo.Repo.
+        known: its stages.
+        done: addresses of stages that are up to date, whatever DVC says: a run would run or commit them first.
+    """
+    done, times, now = set(done), Times(), time.time()
+    # Or they would be newer than everything made from them, until the clock has caught up.
+    times.set |= dict.fromkeys(times.of_the_future(_paths(known)), now)
+    for stage in known:
+        if stage.address in done and not times.newer(stage.outputs, stage.inputs):
+            times.set |= dict.fromkeys(stage.outputs, now)
+    lockfile = Path("dvc.lock")
+    entries = yaml.load(lockfile.read_bytes(), yaml.CSafeLoader)["stages"] if lockfile.exists() else {}
+    matching = {stage.address for stage in known if _matches_lock(entries.get(stage.address, {}), stage)} | done
+    changed = {address: status for address, status in _status(repo).items() if address not in done}
+    # Changes that file times do not show: in a user's own folders, or with an old time (cp -p, rsync -t).
+    unseen = {stage.address for stage in known if stage.address not in done and _own_data_changed(stage)}
+    by_address = {stage.addressing: stage for stage in repo.index.stages}
+    for stage in known:
+        status = changed.get(stage.address, ())
+        if status and times.newer(stage.outputs, stage.inputs) and _modified(by_address[stage.address], status):
+            unseen.add(stage.address)
+    stamps = {}
+    for stage in known:
+        # Snakemake ignores a newer file with unchanged content, and the values may be those with which it made outputs
+        # once, when DVC has made others since. So the stamp of what is to run has a content of its own until then.
+        text, old = stage.digest(), stage.stamp.read_text() if stage.stamp.exists() else ""
+        if stage.address not in matching - unseen:
+            waits = old.startswith(f"{text} ") and not times.newer(stage.outputs, [str(stage.stamp)])
+            text = old if waits and stage.address not in unseen else f"{text} {time.time_ns()}"
+        same = old == text
+        before = times.of(stage.stamp) if same else 0.0
+        after = 0.0 if stage.address in matching - unseen else before or now
+        if not same or after != before:
+            stamps[stage.stamp] = text, after
+    for stage in known:
+        up_to_date = stage.address in matching - unseen and stage.address not in changed
+        whole = up_to_date and times.whole((*stage.inputs, *stage.outputs))
+        if whole and not times.newer(stage.outputs, stage.inputs):
+            times.set |= dict.fromkeys(stage.outputs, now)
+    return View(times.set, stamps)
 
 
 def sync_mtimes(repo: Any, known: Sequence[Stage]) -> None:
-    """Make file times agree with what DVC knows. Called once, before Snakemake builds its graph.
+    """Make file times agree with what DVC knows, before Snakemake builds its graph for a run.
 
     The stage that writes settings.json runs here and not as a job: each job depends on a few of its values, so none may
     depend on the time of the whole file, and then Snakemake would not know to run that stage first.
     """
-    for path in {path for stage in known for path in (*stage.inputs, *stage.outputs)}:
-        if Path(path).exists() and _of_the_future(path):
-            _touch(path)  # or it would be newer than everything made from it, until the clock has caught up
-    param_files = {file for stage in known for file in stage.param_files}
-    for stage in known:
-        if param_files & set(stage.outputs) and (not _newer(stage.outputs, stage.inputs) or _stale_settings()):
-            if code := subprocess.run(stage.command, shell=True, check=False).returncode:
-                sys.exit(code)
-            stage.done.parent.mkdir(parents=True, exist_ok=True)
-            stage.done.write_text(stage.digest())
+    for path in Times().of_the_future(_paths(known)):
+        _touch(path)
+    for stage in _stale_writers(known, Times()):
+        if code := subprocess.run(stage.command, shell=True, check=False).returncode:
+            sys.exit(code)
+        stage.done.parent.mkdir(parents=True, exist_ok=True)
+        stage.done.write_text(stage.digest())
     commit(repo, known)
-    lockfile = Path("dvc.lock")
-    entries = yaml.load(lockfile.read_bytes(), yaml.CSafeLoader)["stages"] if lockfile.exists() else {}
-    # "always changed": DVC cannot know; `_own_data_changed` does.
-    changed = {address: status for address, status in _status(repo).items() if status != ["always changed"]}
-    # Changes that file times do not show: in a user's own folders, or with an old time (cp -p, rsync -t).
-    unseen = {stage.address for stage in known if _own_data_changed(stage)}
-    by_address = {stage.addressing: stage for stage in repo.index.stages}
-    for stage in known:
-        status = changed.get(stage.address, ())
-        if status and _newer(stage.outputs, stage.inputs) and _modified(by_address[stage.address], status):
-            unseen.add(stage.address)
-    for stage in known:
-        # Snakemake ignores a newer file with unchanged content, so changes that it cannot see need another content.
-        text = stage.digest() + (f" {time.time_ns()}" if stage.address in unseen else "")
-        if not stage.stamp.exists() or stage.stamp.read_text() != text:
-            with atomic_file(stage.stamp) as part:
-                part.write_text(text)
-        if _matches_lock(entries.get(stage.address, {}), stage) and stage.address not in unseen:
-            os.utime(stage.stamp, (0, 0))
-        elif _time(stage.stamp) == 0:
-            os.utime(stage.stamp)
-    for stage in known:
-        whole = all(Path(p).exists() for p in (*stage.inputs, *stage.outputs))
-        up_to_date = stage.address not in unseen and stage.address not in changed
-        if whole and up_to_date and not _newer(stage.outputs, stage.inputs):
-            for output in stage.outputs:
-                _touch(output)
+    seen = view(repo, known)
+    for stamp, (text, at) in seen.stamps.items():
+        with atomic_file(stamp) as part:
+            part.write_text(text)
+        os.utime(stamp, (at, at))
+    for path in seen.times:
+        _touch(path)
+
+
+def overlay(repo: Any, known: Sequence[Stage], cache: Any) -> None:
+    """Show Snakemake, in `cache` (its IOCache), what `sync_mtimes` would make of the files, and write nothing."""
+    from snakemake_interface_storage_plugins.io import Mtime
+
+    times = Times()
+    marked = [stage for stage in known if stage.done.exists() and _marker_is_valid(stage, times)]
+    seen = view(repo, known, {stage.address for stage in (*marked, *_stale_writers(known, times))})
+    for path, at in seen.times.items():
+        cache.mtime[path], cache.exists_local[path] = Mtime(local=at), True
+    for stamp, (text, at) in seen.stamps.items():
+        path, content = str(stamp), text.encode()
+        cache.mtime[path], cache.exists_local[path] = Mtime(local=at), True
+        cache.checksum[path] = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        # Too long to be compared by its content: a stamp that is not there has none.
+        cache.size[path] = len(content) if stamp.exists() else sys.maxsize

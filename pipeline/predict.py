@@ -1,6 +1,6 @@
 """Label your own images with a trained model. Needs the model file and nothing else of this project's data.
 
-For each image, under OUTPUT:
+For each image, in the folder --to:
 
     labels/NAME.png     its size, upright; pixel value = class index (255 = void), colours = the data set's palette
     overlays/NAME.jpg   to look at: the image under the colours, and which classes occur on how much of it
@@ -12,18 +12,17 @@ import argparse
 import errno
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipeline.formats.label_images import indexed, overlay
-from pipeline.formats.photo import as_seen
+from pipeline.formats.photo import decoded
 from pipeline.runtime import progress
-from pipeline.runtime.cli import run_cli
+from pipeline.runtime.cli import add_to, command_parser, marked, run_cli
 from refinenet.atomic import atomic_file
 from refinenet.config import Protocol
 from refinenet.data.split import Array
@@ -34,11 +33,11 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  python -m pipeline.predict holiday.jpg --model models/voc-res101.safetensors
-  python -m pipeline.predict photos/ --model models/voc-res101.safetensors --scales 0.6,0.8,1.0 --flip
-  find photos -name '*.jpg' | python -m pipeline.predict - --model models/voc-res101.safetensors --output labelled
+  refinenet predict holiday.jpg --model models/voc-res101.safetensors
+  refinenet predict photos/ --model models/voc-res101.safetensors --scales 0.6,0.8,1.0 --flip
+  find photos -name '*.jpg' | refinenet predict - --model models/voc-res101.safetensors --to labelled
 
-A folder's structure is kept under OUTPUT; files of an earlier run are overwritten. Images are turned as their EXIF data
+A folder's structure is kept there; files of an earlier run are overwritten. Images are turned as their EXIF data
 say; transparent pixels count as white; of an animation the first frame is taken. What cannot be read is named, the rest
 is done, and the exit code is 1.
 """
@@ -89,7 +88,7 @@ def _listed() -> list[str]:
 
 
 def names(found: Sequence[Found]) -> list[Path]:
-    """Return for each image its name under OUTPUT, without a suffix; all different.
+    """Return for each image its name under `--to`, without a suffix; all different.
 
     Where two would be equal, all names are relative to the images' common folder. Where two are still equal (a.jpg and
     a.png), all keep their suffix.
@@ -109,22 +108,18 @@ def read_image(path: Path) -> Array:
     try:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about size (twice that is an error) and odd metadata
-            with Image.open(path) as picture:
-                return as_seen(picture)
-    except UserError:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        return decoded(path, str(path))
+    except UserError as error:
+        if path.suffix.lower() in (".heic", ".heif") and "Pillow" in str(error):
+            raise UserError(f"{path}: HEIC cannot be read, expected it as JPEG") from None
         raise
-    except UnidentifiedImageError:
-        heic = path.suffix.lower() in (".heic", ".heif")
-        reason = "HEIC cannot be read, expected it as JPEG" if heic else "not an image of a kind that Pillow reads"
-        raise UserError(f"{path}: {reason}") from None
-    except Exception as error:  # Pillow's readers have no error type of their own: a broken file raises nearly anything
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({' '.join(reason.split())})") from None
 
 
-def _device(name: str | None) -> torch.device:
+def device_named(name: str | None) -> torch.device:
+    """Return the device called `name` on a command line; None: a GPU where there is one. Raises UserError."""
     import torch
 
     count = torch.cuda.device_count()
@@ -153,16 +148,16 @@ def _write(target: Path, picture: Image.Image, kind: str, **options: Any) -> Non
 
 def run(options: argparse.Namespace) -> None:
     """Label what `options` (of `parser`) names. Raises UserError with a count where some images failed."""
-    output: Path = options.output or Path("predictions/photos") / options.model.stem
+    output: Path = options.to or Path("predictions/photos") / options.model.stem
     labels, overlays = output / "labels", output / "overlays"
     found, wrong = find(options.images, (labels, overlays))
     for line in wrong:
-        print(f"error: {line}", file=sys.stderr)
+        print(marked(f"error: {line}"), file=sys.stderr)
     inputs = {os.path.realpath(image.path) for image in found}
     targets = [(Path(f"{labels / name}.png"), Path(f"{overlays / name}.jpg")) for name in names(found)]
     for target in (path for pair in targets for path in pair):
         if os.path.realpath(target) in inputs:
-            raise UserError(f"{target}: the result would overwrite an image to label; set --output")
+            raise UserError(f"{target}: the result would overwrite an image to label; set --to")
     if not found:
         raise UserError("no image to label" if wrong else "an empty list, expected paths of images")
 
@@ -170,7 +165,7 @@ def run(options: argparse.Namespace) -> None:
 
     from refinenet.inference.predictor import Predictor
 
-    device = _device(options.device)
+    device = device_named(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     predictor = Predictor(options.model, device)
@@ -190,7 +185,7 @@ def run(options: argparse.Namespace) -> None:
                     _write(overlay_file, picture, "jpeg", quality=90, subsampling=0)
             except UserError as error:
                 failed += 1
-                bar.write(f"error: {error}", sys.stderr)
+                bar.write(marked(f"error: {error}"), sys.stderr)
             bar.update()
     if done := len(found) - failed:
         where = f"{labels}" if options.no_overlay else f"{labels}, {overlays}"
@@ -200,7 +195,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{failed} of {len(found)} images not labelled{empty}")
 
 
-def _scales(text: str) -> tuple[float, ...]:
+def scales_of(text: str) -> tuple[float, ...]:
+    """Read "0.8,1,1.25" for argparse."""
     try:
         scales = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -210,19 +206,20 @@ def _scales(text: str) -> tuple[float, ...]:
     return scales
 
 
+def machine_options(line: argparse.ArgumentParser) -> None:
+    """Add --device and --threads, which every command that runs a model has."""
+    line.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: cuda where there is a GPU")
+    line.add_argument("--threads", type=int, metavar="N", help="of the CPU; default: PyTorch's choice")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m pipeline.predict",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("predict", __doc__, _EXAMPLES)
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="an image, a folder of images, or - for a list of paths on stdin")
-    add("--model", type=Path, required=True, metavar="FILE", help="a model that `train` made")
-    add("--output", type=Path, metavar="FOLDER", help="default: predictions/photos/<the model's name>")
-    add("--scales", type=_scales, default=(1.0,), metavar="S,S", help="sizes to average over; default: 1.0")
+    add("--model", type=Path, required=True, metavar="FILE", help="a model that `train` made, or an .onnx of `export`")
+    add_to(parser, "FOLDER", "default: predictions/photos/<the model's name>")
+    add("--scales", type=scales_of, default=(1.0,), metavar="S,S", help="sizes to average over; default: 1.0")
     add("--flip", action="store_true", help="average with the mirrored image, too; twice the time")
     add(
         "--short-edge",
@@ -232,8 +229,7 @@ def parser() -> argparse.ArgumentParser:
         help="the network sees an image with its short edge brought between these, in pixels; time and memory grow "
         "with the square of MAX; default: what the model's file says, else 450 800",
     )
-    add("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: cuda where there is a GPU")
-    add("--threads", type=int, metavar="N", help="of the CPU; default: PyTorch's choice")
+    machine_options(parser)
     add("--no-overlay", action="store_true", help="labels only")
     return parser
 

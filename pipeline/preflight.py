@@ -1,7 +1,7 @@
 """What this machine lacks for the profile, in one screen, before anything is downloaded or written.
 
-    python -m pipeline.preflight                     for the whole graph
-    python -m pipeline.preflight table-nyud          for these of DVC's stages and what they need
+    refinenet preflight                     for the whole graph
+    refinenet preflight table-nyud          for these of DVC's stages and what they need
 
 Checked: a GPU and packages, the accounts that archives need, whether their hosts answer, space on the disk. Exit code 1
 if something is missing.
@@ -9,7 +9,6 @@ if something is missing.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import socket
 import sys
@@ -25,7 +24,7 @@ from pipeline import cost, datasets
 from pipeline.config.profiles import PARAMS, read_params
 from pipeline.config.resolve import resolve
 from pipeline.fetch import checksums, local, login
-from pipeline.runtime.cli import run_cli
+from pipeline.runtime.cli import command_parser, run_cli
 from pipeline.runtime.machine import missing_crf, missing_gpu
 from refinenet.errors import UserError
 
@@ -139,7 +138,7 @@ def _disk(settings: Settings, wanted: Collection[str] | None) -> Iterator[Findin
     # By typical sizes, so a few GB prove nothing.
     level: Level = "ok" if need < 0.95 * free else "note" if need < 1.05 * free else "MISSING"
     text = f"{free / 1e9:.0f} GB are free, archives and prepared data still need about {need / 1e9:.0f} GB"
-    yield Finding("disk", f"{text}; weights and checkpoints not counted (`python -m pipeline.cost`)", level)
+    yield Finding("disk", f"{text}; weights and checkpoints not counted (`refinenet cost`)", level)
 
 
 def findings(settings: Settings, wanted: Collection[str] | None = None) -> list[Finding]:
@@ -151,7 +150,7 @@ def check(settings: Settings, wanted: Collection[str] | None = None) -> None:
     """Raise UserError, in one line, with what this machine lacks for the stages `wanted` (None: all)."""
     problems = [finding.text for finding in findings(settings, wanted) if finding.level == "MISSING"]
     if problems:
-        more = f" (and {len(problems) - 1} more: `python -m pipeline.preflight`)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more: `refinenet preflight`)" if len(problems) > 1 else ""
         raise UserError(f"profiles/{read_params().profile}.yaml: {problems[0]}{more}")
 
 
@@ -189,15 +188,12 @@ def run(targets: Sequence[str]) -> None:
         print(f"  {finding.level:8} {finding.what:9} {finding.text}")
     if problems := sum(finding.level == "MISSING" for finding in found):
         raise UserError(f"profiles/{profile}.yaml: {problems} missing, see above")
+    print("next:", " ".join(["dvc repro", *targets]) if targets else "snakemake --cores all")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.preflight",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("preflight", __doc__)
     parser.add_argument("targets", nargs="*", metavar="STAGE", help="of dvc.yaml, or an output; default: all")
     options = parser.parse_args(arguments)
     return run_cli(lambda: run(options.targets))

@@ -1,8 +1,8 @@
 """Drive the whole graph of a profile in a scratch folder, two steps a phase, before anybody pays for the real run.
 
-    make rehearsal                                   the profile of params.yaml, as it is
-    python -m pipeline.rehearse --profile paper --device cpu
-    python -m pipeline.rehearse --forecast --gpus 4  what the last rehearsal's rates make of the full run
+    make rehearsal                                     the profile of params.yaml, as it is
+    refinenet rehearse --profile paper --device cpu
+    refinenet rehearse --forecast --gpus 4             what the last rehearsal's rates make of the full run
 
 Every training runs with its network, recipe, phases, precision and device, one of them killed and resumed; every
 evaluation with all its protocols; then tables, report, trials of the submissions, an export, a prediction and its
@@ -13,7 +13,6 @@ skipped, all else goes on. Exit code 1 if anything failed.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.util
 import itertools
@@ -38,7 +37,7 @@ from pipeline.config.profiles import PARAMS, PROFILES, read_params, read_profile
 from pipeline.config.resolve import SETTINGS, data_of, resolve
 from pipeline.config.schema import Params
 from pipeline.fetch import checksums, local
-from pipeline.runtime.cli import EXIT_TRY_AGAIN, attach, run_cli
+from pipeline.runtime.cli import EXIT_TRY_AGAIN, attach, command_parser, run_cli, user_path
 from pipeline.submit import default_experiment
 from pipeline.test_servers.formats import SERVERS
 from pipeline.tracking import KEPT
@@ -64,12 +63,14 @@ CHANGED = {
     "train.*.phases": "their lengths; the parts and the learning rates stay",
     "train.*.recipe.steps": "the length",
     "train.*.recipe.log_every": "each step is timed",
+    "train.*.recipe.hold_out": "a few images are too few to hold some out",
     "train.*.device": "--device",
     "evaluate.*.device": "--device",
     "train.*.threads": "no more than this machine has cores for each job: more of them wait for each other",
     "evaluate.*.threads": "the same",
     "train.*.network": "--thin: stem, width, coarse_width",
     "weights.*.stem": "--thin",
+    "tables.*.comparable": "scores of two steps stand against nothing",
 }
 
 _SERVE = """\
@@ -167,10 +168,12 @@ def settings_of(real: Mapping[str, Mapping[str, Any]], options: Options) -> dict
         for phase in training["phases"]:
             phase["steps"] = each
         steps = each * max(1, len(training["phases"]))
-        training["recipe"] |= {"steps": steps, "log_every": 1}
+        training["recipe"] |= {"steps": steps, "log_every": 1, "hold_out": 0.0}
         training["source"] = None
         if options.thin:
             training["network"] |= THIN
+    for profile in made["tables"].values():
+        profile["comparable"] = False
     for stage in ("train", "evaluate"):
         for entry in made[stage].values():
             entry["device"] = options.device or entry["device"]
@@ -379,8 +382,9 @@ class Rehearsal:
 
         from refinenet.data.split import Split
 
-        data = self.settings["evaluate"][name]["data"]
-        Image.fromarray(Split(self.folder / "data" / data / "val.arrow")[0].image).save(self.folder / "photo.png")
+        wanted = self.settings["evaluate"][name]
+        split = self.folder / "data" / wanted["data"] / f"{wanted['split']}.arrow"
+        Image.fromarray(Split(split)[0].image).save(self.folder / "photo.png")
 
     def _measure(self, job: Job, spool: Path, result: Result) -> None:
         """Take rates and memory from what a stage has told its tracker."""
@@ -475,7 +479,7 @@ def rates_of(rehearsal: Rehearsal) -> dict[str, Any]:
             "start": training["start"],
             "crops": recipe["steps"] * recipe["batch_size"],
             "train": trained.rate,
-            "images": counts.get("val", 0),
+            "images": counts.get(rehearsal.real["evaluate"].get(name, {}).get("split", "val"), 0),
             "evaluate": tested.rate if tested else None,
             "device": trained.device,
             "host": trained.host,
@@ -527,9 +531,7 @@ def run(options: Options, folder: Path, gpus: int, keep: bool) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.rehearse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("rehearse", __doc__)
     add = parser.add_argument
     add("--profile", help="a file of profiles/ without .yaml; default: that of params.yaml")
     add("--device", help="cpu, cuda or cuda:N instead of the profile's")
@@ -538,7 +540,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--thin", action="store_true", help="networks of few channels: all of the road, none of the cost")
     add("--jobs", type=int, default=1, help="jobs at once; default: 1. More make rates untrue")
     add("--gpus", type=int, default=1, help="forecast for so many; default: 1")
-    add("--folder", type=Path, default=FOLDER, help=f"the scratch folder, emptied first; default: {FOLDER}/")
+    add("--folder", type=user_path, default=FOLDER, help=f"the scratch folder, emptied first; default: {FOLDER}/")
     add("--keep", action="store_true", help="leave all that was made in it")
     add("--forecast", action="store_true", help="only the forecast, from the rates of the last rehearsal in FOLDER")
     given = parser.parse_args(arguments)

@@ -10,7 +10,6 @@ give the same page, byte for byte.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,15 +32,16 @@ def run(name: str | None = None, root: Path = Path()) -> None:
     text = paper.html(root) if name is None else custom.html(name, root)
     with atomic_file(root / path(name)) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
+    print(f"{root / path(name)}: {len(text) / 1e6:.1f} MB, open it in a browser")
 
 
 def where() -> None:
     """Print the results that exist; UserError where one of the nine tables or a further one does not."""
     params = profiles.read_yaml(profiles.PARAMS)
     profile = params["profile"]
-    sources = profiles.read_profile(profile)[0].sources
-    drawn = any(sources.get(name) == "rendered" for name in published())
-    print(f"\nProfile {profile}. {caveat(profile, drawn)}".rstrip())
+    read = profiles.read_profile(profile)[0]
+    drawn = any(read.sources.get(name) == "rendered" for name in published())
+    print(f"\nProfile {profile}. {caveat(profile, read.comparable, drawn)}".rstrip())
     titles = {name: f"Table {table.number}" for name, table in published().items()}
     own, further = params.get("own") or (), params.get("further") or ()
     for name, title in (titles | dict.fromkeys(own, "Own data") | dict.fromkeys(further, "Further")).items():
@@ -61,10 +61,10 @@ def where() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    usage = "python -m pipeline.report [--where | DATA]"
-    parser = argparse.ArgumentParser(usage=usage, description=(__doc__ or "").partition("\n\n")[0])
+    alone = "`refinenet report` alone is --where; `python -m pipeline.report` alone writes the page of the paper"
+    parser = cli.command_parser("report", (__doc__ or "").partition("\n\n")[0], alone)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("data", nargs="?", metavar="DATA", help="one that is not in the paper; default: all that is")
+    what.add_argument("data", nargs="?", metavar="DATA", help="whose page to write, of one that is not in the paper")
     what.add_argument("--where", action="store_true", help="say which results exist and how to open them")
     options = parser.parse_args(arguments)
     cli.attach()

@@ -18,7 +18,7 @@ from pipeline import preflight
 from pipeline.config.profiles import PARAMS, PROFILES, bases, read_params, read_profile, read_yaml
 from pipeline.config.resolve import SETTINGS, resolve
 from pipeline.config.schema import TorchvisionWeights
-from pipeline.fetch import local
+from pipeline.fetch import local, own_folders
 from pipeline.runtime import cli
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
@@ -49,10 +49,9 @@ def check_mirror() -> None:
     meant = {data for values in above for data in values.get("sources", {})}
     drawn = [data for data in params.datasets if profile.sources.get(data) == "rendered" and data not in meant]
     if drawn:
-        print(
-            f"warning: {where}: mirror is not looked into for {', '.join(drawn)}: their archives are drawn "
-            "(`rendered`); name the files under `sources`, or take `base: paper`",
-            file=sys.stderr,
+        cli.warn(
+            f"{where}: mirror is not looked into for {', '.join(drawn)}: their archives are drawn (`rendered`); name "
+            "the files under `sources`, or take `base: paper`"
         )
 
 
@@ -63,12 +62,17 @@ def run() -> None:
     if cli.dvc_targets() == []:
         preflight.check(settings)  # of one target, its stages say what they lack when they start
     check_weights(settings)
+    for name, own in read_profile(read_params().profile)[0].own.items():
+        if name in settings["prepare"]:
+            own_folders.check_place(name, own)
     for file in sorted(Path("metrics/seeds").glob("*/*.json")):
         if file.stem not in settings["train"]:
             raise UserError(f"{file}: {PARAMS} has no seeds.{file.stem} any more; remove the file, or tables count it")
     with atomic_file(SETTINGS) as part:
         part.write_text(json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{SETTINGS}: profile {read_params().profile}, {len(settings['train'])} trainings")
 
 
 if __name__ == "__main__":
+    cli.command_parser("settings", (__doc__ or "").partition("\n\n")[0]).parse_args()
     sys.exit(cli.run_cli(run))

@@ -11,7 +11,6 @@ import argparse
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,8 +21,8 @@ from filelock import FileLock, Timeout
 
 from pipeline import datasets
 from pipeline.config import resolve
-from pipeline.runtime import progress
-from pipeline.runtime.cli import run_cli
+from pipeline.runtime import git, progress
+from pipeline.runtime.cli import add_to, command_parser, run_cli, user_path
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tables import server_records
 from pipeline.tables.paper import published
@@ -39,12 +38,12 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  python -m pipeline.submit voc                                   submissions/voc-res152.tgz, the paper's best on VOC
-  python -m pipeline.submit cityscapes --output submissions/first.zip
-  python -m pipeline.submit voc --partial                         a trial with what is prepared, not for upload
-  python -m pipeline.submit check submissions/first.zip --data cityscapes
-  python -m pipeline.submit record voc --experiment voc-res152 --file scores.json --link http://host.robots.ox.ac.uk:8080/...
-  python -m pipeline.submit record cityscapes --mean-iou 73.6 --link https://www.cityscapes-dataset.com/...
+  refinenet submit voc                                   submissions/voc-res152.tgz, the paper's best on VOC
+  refinenet submit cityscapes --to submissions/first.zip
+  refinenet submit voc --partial                         a trial with what is prepared, not for upload
+  refinenet submit check submissions/first.zip --data cityscapes
+  refinenet submit record voc --experiment voc-res152 --file scores.json --link http://host.robots.ox.ac.uk:8080/...
+  refinenet submit record cityscapes --mean-iou 73.6 --link https://www.cityscapes-dataset.com/...
 """
 
 
@@ -68,7 +67,7 @@ def target(server: Server, options: argparse.Namespace, experiment: str) -> tupl
     """The archive to write, and its name without the suffix."""
     known = (*server.suffixes, ".zip")
     usual = f"{experiment}{'' if options.split == 'test' else f'-{options.split}'}{server.suffixes[0]}"
-    path: Path = options.output or Path("submissions") / usual
+    path: Path = options.to or Path("submissions") / usual
     suffix = next((known for known in known if path.name.endswith(known) and path.name != known), None)
     if suffix is None:
         raise UserError(f"{path}: expected a name that ends in {', '.join(dict.fromkeys(known))}")
@@ -160,7 +159,7 @@ def predict(
     with progress.bar(f"submit {model.path.stem}", "image", total=len(images), initial=len(images) - len(todo)) as bar:
         for index in todo:
             sample = images[index]
-            (label,) = model(sample.image, protocol).values()
+            (label,) = model.under_protocols(sample.image, protocol).values()
             with atomic_file(kept / f"{sample.name}.png") as part:
                 part.write_bytes(server.png(label))
             bar.update()
@@ -177,10 +176,9 @@ def _finished(server: Server, kept: Path, sample: Sample) -> bool:
 
 def _commit() -> str | None:
     """The checked-out commit, with "-dirty" where tracked files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        return git.ask("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").decode().strip()
+    except UserError:
         return None
 
 
@@ -246,12 +244,7 @@ def record(options: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m pipeline.submit",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("submit", __doc__, _EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="voc | cityscapes | check | record")
     lines = {name: commands.add_parser(name, help=f"for the server of {one.title}") for name, one in SERVERS.items()}
     for name, line in lines.items():
@@ -259,12 +252,12 @@ def parser() -> argparse.ArgumentParser:
         add("--experiment", metavar="NAME", help=f"whose model; default: {default_experiment(name)}")
         add("--protocol", default="multi", metavar="NAME", help="of the experiment's settings; default: multi")
         usual = f"submissions/<experiment>{SERVERS[name].suffixes[0]}"
-        add("--output", type=Path, metavar="FILE", help=f"default: {usual}")
+        add_to(line, "FILE", f"default: {usual}")
         line.set_defaults(competition=None)
     usage = "; ".join(f"{name}: {meaning}" for name, meaning in COMPETITIONS.items())
     lines["voc"].add_argument("--competition", choices=COMPETITIONS, default="comp6", help=f"{usage}; default: comp6")
     lines["check"] = commands.add_parser("check", help="check an archive")
-    lines["check"].add_argument("file", type=Path, metavar="FILE")
+    lines["check"].add_argument("file", type=user_path, metavar="FILE")
     lines["check"].add_argument("--data", choices=SERVERS, required=True, help="whose server it is for")
     for line in lines.values():
         line.add_argument("--split", choices=("test", "val"), default="test", help="default: test")
@@ -273,12 +266,12 @@ def parser() -> argparse.ArgumentParser:
     add("data", choices=SERVERS, help="whose server it was")
     add("--experiment", metavar="NAME", help="whose model; default: as for its archive")
     add("--link", required=True, metavar="URL", help="where the server shows the result")
-    add("--file", type=Path, metavar="FILE", help=f"its numbers as JSON: {answers.EXPECTED}; - is stdin")
+    add("--file", type=user_path, metavar="FILE", help=f"its numbers as JSON: {answers.EXPECTED}; - is stdin")
     add("--mean-iou", metavar="PERCENT", help="without a file: the mean over the classes, as the server prints it")
     add("--iou", nargs="+", action="extend", default=[], metavar="CLASS=PERCENT", help="and that of each class")
     add(
         "--submission",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="the .json beside the archive; default: submissions/<experiment>",
     )

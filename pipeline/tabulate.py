@@ -4,13 +4,15 @@
     python -m pipeline.tabulate leaves      the table of a data set that is not in the paper (pipeline/tables/custom.py)
     python -m pipeline.tabulate --readme    the summary in README.md, from the nine results/*_table.csv
 
+Against the paper's numbers stand only those of a profile that is `comparable`; of others no difference is written, and
+README.md has how many of the rows are run.
+
 The columns of the csv are described in pipeline/tables/columns.py. Where a test server's scores are recorded
 (metrics/servers/), they stand in the place of those on val.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import sys
@@ -22,7 +24,7 @@ from pipeline.runtime import cli
 from pipeline.tables import columns as tables
 from pipeline.tables import latex
 from pipeline.tables.compare import Cell, ResultRow, rows
-from pipeline.tables.paper import ELSEWHERE, NOT_PRINTED, PROTOCOLS, Row, Table, caveat, caveats, published, slug, table
+from pipeline.tables.paper import ELSEWHERE, NOT_PRINTED, PROTOCOLS, Row, Table, notes_of_others, published, slug, table
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
@@ -60,14 +62,14 @@ def as_csv(of: Table, content: Sequence[ResultRow]) -> str:
             behind = line.behind[first]
             cells += [behind.source.experiment, behind.source.protocol, behind.split, tables.where(behind.split)]
             cells += [str(behind.images), " ".join(map(str, behind.seeds)), str(len(behind.seeds))]
-            cells += [caveat(behind.profile, behind.drawn) or behind.profile]
+            cells += [behind.caveat or behind.profile, "yes" if behind.comparable else "no"]
             cells.append("; ".join(_elsewhere(of, line.row, behind.split) + behind.notes()))
         writer.writerow(cells)
     return text.getvalue()
 
 
 def below(of: Table, line: ResultRow) -> list[tuple[str, list[str]]]:
-    """What stands under a row of ours: a label and a text for each score column."""
+    """What stands under a row of ours: a label and a text for each score column; a difference where one is said."""
     behind = line.behind[0]
     mark = "" if tables.like_for_like(of, line.row, behind.split) else f" {tables.MARK}"
     rows = [(f"this run, {PROTOCOLS[behind.source.protocol]}{mark}", [cell.run or NOT_PRINTED for cell in line.cells])]
@@ -76,14 +78,15 @@ def below(of: Table, line: ResultRow) -> list[tuple[str, list[str]]]:
         rows.append(("95 % interval", intervals))
     if most := max(len(one.seeds) for one in line.behind) if any(cell.spread for cell in line.cells) else 0:
         rows.append((f"deviation, {most} seeds", [cell.spread or NOT_PRINTED for cell in line.cells]))
-    rows.append((f"difference{mark}", [tables.signed(cell.difference) for cell in line.cells]))
+    if any(one.comparable for one in line.behind):
+        rows.append((f"difference{mark}", [tables.signed(cell.difference) for cell in line.cells]))
     return rows
 
 
 def warnings(content: Sequence[ResultRow]) -> list[str]:
     """What must be read before any number of this run."""
     behind = [one for line in content for one in line.behind]
-    found = caveats((one.profile, one.drawn) for one in behind)
+    found = sorted({one.caveat for one in behind if one.caveat})
     return list(dict.fromkeys(found + [f"`{one.source.experiment}`: {w}" for one in behind for w in one.warnings()]))
 
 
@@ -93,28 +96,35 @@ def remarks(of: Table, content: Sequence[ResultRow]) -> list[str]:
     notes = list(of.notes)
     others = {one.split for line in content for one in line.behind if not tables.like_for_like(of, line.row, one.split)}
     if splits := sorted(others):
-        notes.append(
+        text = (
             f"{tables.MARK} Not the paper's images: the paper scores on the {of.evaluated_on}, this run on "
-            f"{', '.join(splits)}, whose labels are public. The difference shows both side by side; it is not a "
-            "like-for-like comparison."
+            f"{', '.join(splits)}, whose labels are public."
         )
+        shown = " The difference shows both side by side; it is not a like-for-like comparison."
+        notes.append(text + (shown if _differ(content) else ""))
     cells = [cell for line in content for cell in line.cells]
     if any(cell.low for cell in cells):
-        notes.append("95 % interval of the mean IoU: images drawn anew, the same weights (not other training seeds).")
+        notes.append("95 % interval of the mean IoU: bootstrap over images, weights fixed (not other training seeds).")
     if any(cell.low and not Decimal(cell.low) <= Decimal(cell.run) <= Decimal(cell.high) for cell in cells):
-        notes.append("Among few images drawn anew whole classes are missing, so that an interval can miss its score.")
+        notes.append("Of few images a bootstrap sample can lack whole classes, so that an interval can miss its score.")
     if any(cell.spread for cell in cells):
         notes.append("Several seeds: the mean of their scores and intervals; deviation: their standard deviation.")
     for name, one in behind.items():
-        counted = f"`{name}`: {one.images} images of {one.val.first.dataset} {one.split}"
+        counted = f"`{name}`: {one.images} images of {one.val.first.dataset}, {tables.split_name(of, one.split)}"
         seeds = f"seed{'s' if len(one.seeds) > 1 else ''} {', '.join(map(str, one.seeds))}"
         notes.append("; ".join([counted, seeds, f"profile {one.profile}", *one.notes()]))
-    return notes + [row.note() for row in of.others]
+    return notes + notes_of_others(of.others)
 
 
-def lead(of: Table) -> str:
+def _differ(content: Sequence[ResultRow]) -> bool:
+    """Whether a table shows differences from the paper."""
+    return any(cell.difference for line in content for cell in line.cells)
+
+
+def lead(of: Table, content: Sequence[ResultRow]) -> str:
     """What a table measures and where."""
-    return f"{of.measure}. Paper: {of.evaluated_on}. Difference in points: this run − paper."
+    difference = " Difference in points: this run − paper." if _differ(content) else ""
+    return f"{of.measure}. Paper: {of.evaluated_on}.{difference}"
 
 
 def as_markdown(of: Table, content: Sequence[ResultRow]) -> str:
@@ -134,7 +144,7 @@ def as_markdown(of: Table, content: Sequence[ResultRow]) -> str:
     text = [f"# Table {of.number}. {of.title}", ""]
     for warning in warnings(content):
         text += [f"> **{warning}**", ""]
-    text += [lead(of), ""]
+    text += [lead(of, content), ""]
     text += [*tables.markdown([*of.labels, *(score.column for score in of.scores)], len(of.labels), rows), ""]
     text += [f"- {note}" for note in remarks(of, content)]
     return "\n".join(text) + "\n"
@@ -150,7 +160,7 @@ def as_latex(of: Table, content: Sequence[ResultRow]) -> str:
         blank = [""] * (len(of.labels) - 1)
         rows += [latex.Row([label, *blank, *cells]) for label, cells in (below(of, line) if line.behind else [])]
     return latex.table(
-        caption=f"{of.title}. {lead(of)}",
+        caption=f"{of.title}. {lead(of, content)}",
         label=f"tab:{of.name}",
         header=[*of.labels, *(score.column for score in of.scores)],
         left=len(of.labels),
@@ -175,25 +185,41 @@ def tabulate(name: str, root: Path = Path()) -> None:
     for suffix, text in forms.items():
         with atomic_file(root / "results" / f"{name}_table.{suffix}") as part:
             part.write_text(text, encoding="utf-8", newline="\n")
+    count = len(forms["csv"].splitlines()) - 1
+    print(f"{root / 'results' / name}_table.md, .csv and .tex: {count} {'row' if count == 1 else 'rows'}")
 
 
 def summary(root: Path = Path()) -> str:
-    """The tables in brief: mean IoU of each row of ours, from `root`/results/*_table.csv."""
-    rows, profiles, elsewhere = [], set(), []
+    """The tables in brief, from `root`/results/*_table.csv: the mean IoU of each row of ours that is comparable.
+
+    Of the other rows nothing but their number, and where their tables lie.
+    """
+    rows, elsewhere = [], []
+    profiles: dict[bool, set[str]] = {True: set(), False: set()}  # of comparable numbers, and of others
+    printed = done = 0
     for of in published().values():
         for line, record in zip(of.all_rows, tables.read(of, root), strict=True):
             shown = zip(of.labels, line.marked(), strict=True)
             labels = {label: text for label, text in shown if text != NOT_PRINTED}
             row = ", ".join(f"{label} {text}" if text in ("yes", "no") else text for label, text in labels.items())
+            ours = {
+                prefix: record[f"{prefix}comparable"] == "yes"
+                for prefix, _ in of.groups()
+                if record[f"{prefix}experiment"]
+            }
+            if ours and not line.by:
+                printed, done = printed + 1, done + all(ours.values())
+            for prefix, compared in ours.items():
+                profiles[compared].add(record[f"{prefix}profile"])
             for prefix, columns in of.groups():
-                if not record[f"{prefix}experiment"]:
+                if not ours.get(prefix):
                     continue
                 score = of.scores[columns[-1]].column  # where the paper prints several, the last is the mean IoU
                 where = f"[Table {of.number}{f', {score}' if prefix else ''}](results/{of.name}_table.md)"
                 paper, run, points, low, high, spread = (record[f"{slug(score)}_{part}"] for part in tables.PARTS)
                 if line.by:
                     paper += f" {ELSEWHERE}"
-                    elsewhere.append(line.note())
+                    elsewhere.append(line)
                 split = record[f"{prefix}evaluated_on_run"]
                 if not of.same_images:
                     run += (
@@ -203,11 +229,20 @@ def summary(root: Path = Path()) -> str:
                     )
                 seeds = record[f"{prefix}seeds"] + (f" (± {spread})" if spread else "")
                 rows.append([where, row, paper, run, tables.interval(low, high), tables.signed(points), seeds])
-                profiles.add(record[f"{prefix}profile"])
-    warnings = [f"> **{profile}**\n" for profile in sorted(profiles - {"paper"})]
-    header = ["Table", "Row", "Paper", "This run", "95 % interval", "Difference", "Seeds"]
-    notes = ["", *elsewhere] if elsewhere else []
-    return "\n".join([*warnings, "Mean IoU in percent.", "", *tables.markdown(header, 2, rows), *notes])
+    blocks = []
+    if profiles[False]:
+        links = ", ".join(f"[{of.number}](results/{of.name}_table.md)" for of in published().values())
+        numbers = f"Tables 1 to {len(published())} of the paper"
+        told = f"**{numbers}: {done} of {printed} RefineNet rows run with its data and settings.**"
+        blocks.append(
+            f"{told} What the tables in results/ ({links}) have instead is of {'; '.join(sorted(profiles[False]))}."
+        )
+    if rows:
+        header = ["Table", "Row", "Paper", "This run", "95 % interval", "Difference", "Seeds"]
+        blocks += [f"> **{profile}**" for profile in sorted(profiles[True] - {"paper"})]
+        blocks += ["Mean IoU in percent.", "\n".join(tables.markdown(header, 2, rows))]
+        blocks += notes_of_others(elsewhere)
+    return "\n\n".join(blocks)
 
 
 def update_readme(root: Path = Path()) -> None:
@@ -223,7 +258,7 @@ def update_readme(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser = cli.command_parser("tabulate", (__doc__ or "").partition("\n\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("name", metavar="TABLE", nargs="?", help=", ".join(published()))
     what.add_argument("--readme", action="store_true", help="rewrite the block of tables in README.md")

@@ -33,6 +33,7 @@ from refinenet.atomic import atomic_file
 from refinenet.data.concat import ConcatSplits
 from refinenet.data.split import Split
 from refinenet.errors import UserError
+from refinenet.portable import portable_arithmetic
 
 if TYPE_CHECKING:
     from refinenet.training.loop import Point
@@ -52,10 +53,15 @@ def run(name: str) -> None:
     plan = Plan(name, cfg)
     if not start.is_file():
         raise UserError(f"{start}: no such file; `python -m pipeline.weights {start.stem}` makes it")
+    if cfg.portable:
+        portable_arithmetic()
 
     import torch
 
-    versions = {"torch": torch.__version__, "device": cfg.device}
+    from refinenet.device import choose_precision
+
+    precision = choose_precision(cfg.recipe.precision, torch.device(cfg.device))
+    versions = {"torch": torch.__version__, "device": cfg.device, "precision": precision}
     if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
         train(plan, versions, "")  # the first process holds the lease, checks and writes
         return
@@ -112,11 +118,13 @@ def train(plan: Plan, versions: Mapping[str, str], fingerprint: str) -> None:
     device = repeatable_device(cfg.device, cfg.seed, cfg.threads)
     model = RefineNet(len(plan.schema.classes), **cfg.network)
     phases = [loop.Phase(ConcatSplits([plan.parts[part] for part in p.parts]), p.steps, p.lr) for p in plan.phases]
-    load_initial_weights(plan.start, model, phases[0].images, cfg.recipe, cfg.seed)
+    kept, held_out = loop.hold_out(phases, cfg.recipe, cfg.seed)
+    load_initial_weights(plan.start, model, kept[0].images, cfg.recipe, cfg.seed)
     model.to(device)
     steps = sum(phase.steps for phase in phases)
 
-    params = {**cfg.network, **asdict(cfg.recipe), "profile": cfg.profile, "seed": cfg.seed, **versions}
+    params = {**cfg.network, **asdict(cfg.recipe), **versions}
+    params |= {"profile": cfg.profile, "seed": cfg.seed, "portable": cfg.portable}
     checkpoints = Path("checkpoints") / name
     with (
         processes(device) as together,
@@ -136,6 +144,8 @@ def train(plan: Plan, versions: Mapping[str, str], fingerprint: str) -> None:
             values = {"loss": done.point.loss, "lr": done.point.lr}
             if before:  # the first interval includes one-time work
                 values["images_per_second"] = (done.step - before) * cfg.recipe.batch_size / (now - at)
+            if done.point.held_out is not None:
+                values["held_out_mean_iou"] = done.point.held_out
             values |= device_load(device)
             before, at = done.step, now
             bar.set_postfix(loss=f"{done.point.loss:.3f}", refresh=False)
@@ -163,6 +173,10 @@ def train(plan: Plan, versions: Mapping[str, str], fingerprint: str) -> None:
             log.wrote(plan.target)
     if together.first:
         shutil.rmtree(checkpoints, ignore_errors=True)
+        line = f"{plan.target}: {steps} steps, loss {curve[-1].loss:.3f}"
+        if held_out is not None and (top := loop.best(curve)) is not None and top.held_out is not None:
+            line += f", best on {len(held_out)} held-out images at step {top.step}: mean IoU {100 * top.held_out:.1f}"
+        print(line)
 
 
 def skip_pretraining(name: str, start: Path) -> None:

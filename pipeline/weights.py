@@ -4,7 +4,7 @@ The paper profile names ImageNet weights of torchvision, which knows their addre
 host to fetch from: it writes a seeded, untrained start of the thin network. Any file that convert/recognise.py
 recognises will do.
 
-    python -m pipeline.weights import FILE [--output PATH] [--dataset NAME]
+    refinenet weights import FILE [--to FILE] [--dataset NAME]
 
 is a command for people: it converts a file of weights that others made, also a whole RefineNet, for use without a
 graph; the graph takes them by itself (`models` of a profile, see profiles/released.yaml).
@@ -12,7 +12,6 @@ graph; the graph takes them by itself (`models` of a profile, see profiles/relea
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.config import resolve
-from pipeline.runtime.cli import main, run_cli
+from pipeline.runtime.cli import add_to, command_parser, main, run_cli, user_path
 from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
@@ -83,24 +82,24 @@ def run(name: str) -> None:
     load_tensors(backbone, seeded(cfg.backbone, cfg.stem, cfg.seed), "seeded start")
     with atomic_file(target) as part:
         save_file(backbone.state_dict(), part)
+    print(f"{target}: drawn from seed {cfg.seed}")
 
 
 def import_finished_weights(arguments: Sequence[str]) -> None:
     """The command `import`: recognise a file of weights, convert it, say in one line what it was and where it went."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.weights import",
-        description="Convert a ResNet of torchvision or MatConvNet, or a RefineNet of the authors or of DrSleep.",
+    parser = command_parser(
+        "weights import", "Convert a ResNet of torchvision or MatConvNet, or a RefineNet of the authors or of DrSleep."
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="recognised by what is in it")
-    parser.add_argument("--output", metavar="PATH", type=Path, help="default: weights/ or models/, by what it is")
+    parser.add_argument("file", metavar="FILE", type=user_path, help="recognised by what is in it")
+    add_to(parser, "FILE", "default: weights/ or models/, by what it is")
     parser.add_argument("--dataset", metavar="NAME", help="whose classes a RefineNet has to have")
     given = parser.parse_args(arguments)
     from pipeline.convert import recognise
 
     found = recognise.read(given.file, given.dataset)
-    target: Path = given.output or found.place
-    if given.output is None and target.exists():
-        raise UserError(f"{target}: exists already; --output PATH names another place, or this one")
+    target: Path = given.to or found.place
+    if given.to is None and target.exists():
+        raise UserError(f"{target}: exists already; --to FILE names another place, or this one")
     found.save(target)
     print(f"{given.file}: {found.what} -> {target}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from pipeline import datasets
-from pipeline.config.profiles import PARAMS, bases, merge, read_params, read_profile
+from pipeline.config.profiles import PARAMS, bases, merge, plan_file, read_params, read_profile
 from pipeline.config.schema import (
     STAGES,
     Download,
@@ -20,6 +20,7 @@ from pipeline.config.schema import (
     Profile,
     Running,
     Seed,
+    Tables,
     Train,
     Training,
     Weights,
@@ -27,22 +28,25 @@ from pipeline.config.schema import (
     check_folder,
 )
 from refinenet.config import Config, steps_of_epochs
-from refinenet.errors import UserError
+from refinenet.errors import UserError, expected_one_of
 
 SETTINGS = Path("settings.json")
 
 
-def resolve() -> dict[str, dict[str, Any]]:
-    """Return stage -> name -> settings, from params.yaml and the profile it names. Raises UserError.
+def resolve(profile: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return stage -> name -> settings, from params.yaml and the profile it names, or another. Raises UserError.
 
     A training whose settings and data are the same in a base of the profile gets the base's name as `profile`: it need
     not be repeated because of a profile on top.
     """
     params = read_params()
+    if profile is not None:
+        params = replace(params, profile=profile)
     settings = _resolve(params)
     for base in bases(params.profile):
         try:
             below = read_profile(base)[0]
+            settings["tables"][base] = _tables(below)
             without = {*params.datasets, *params.own} - {*below.sources, *below.own}
             experiments = {k: v for k, v in params.experiments.items() if v.data not in without}
             seeds = {k: v for k, v in params.seeds.items() if v.data not in without}
@@ -82,7 +86,7 @@ def _but(names: tuple[str, ...], without: set[str]) -> tuple[str, ...]:
 
 def _resolve(params: Params) -> dict[str, dict[str, Any]]:
     profile, where = read_profile(params.profile)
-    common = {"profile": params.profile, "device": profile.device, "threads": profile.threads, "seed": profile.seed}
+    common = {"profile": params.profile, "seed": profile.seed}
     settings: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
     for model in profile.models:
         if model not in params.experiments:
@@ -104,6 +108,8 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
         if data not in profile.own:
             raise UserError(f"{where}: own.{data} is missing, {PARAMS} names it")
         _check_custom("own", data, params)
+        if profile.plan is not None and not plan_file(data).is_file():
+            raise UserError(f"{plan_file(data)}: no such file; `refinenet fit {data}` makes it and trains by it")
         try:
             check_folder(data, profile.own[data])
         except UserError as error:
@@ -127,15 +133,18 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
         }
     trainings: dict[str, Training] = {**params.pretrainings, **params.experiments}
     for name, training in trainings.items():
-        settings["train"][name] = {**common, **training_settings(name, training, params, profile, where)}
+        own_settings = training_settings(name, training, params, profile, where)
+        settings["train"][name] = {**common, **machine_settings(training.data, profile), **own_settings}
     for name, experiment in params.experiments.items():
         if name in params.pretrainings:
             raise UserError(f"{PARAMS}: {name} is an experiment and a pretraining, expected two names")
         settings["evaluate"][name] = {
             **common,
+            **machine_settings(experiment.data, profile),
             "data": experiment.data,
             "input_scale": settings["train"][name]["recipe"].get("input_scale", 1.2),
             **evaluation_settings(name, experiment, profile),
+            "split": evaluated_split(name, experiment, profile, where),
             "drawn": any("rendered" in settings["download"][data] for data in _seen(name, settings["train"])),
         }
     for name, again in params.seeds.items():
@@ -143,11 +152,16 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
         settings["train"][name] = {**settings["train"][again.of], "seed": again.seed}
         settings["evaluate"][name] = {**settings["evaluate"][again.of], "seed": again.seed, "of": again.of}
     settings["running"]["train"] = asdict(profile.running)
+    settings["tables"][params.profile] = _tables(profile)
     for stage, entries in settings.items():
         for name, values in entries.items():
             made: Any = build(STAGES[stage], values, f"{where}: {stage} of {name}")
             entries[name] = _plain(asdict(made))
     return settings
+
+
+def _tables(profile: Profile) -> dict[str, Any]:
+    return asdict(Tables(profile.comparable))
 
 
 def _check_custom(key: str, data: str, params: Params) -> None:
@@ -174,6 +188,15 @@ def _check_seed(name: str, again: Seed, params: Params, profile: Profile) -> Non
             raise UserError(f"{row}.{key} is {getattr(again, key)!r}, expected {getattr(experiment, key)!r}")
 
 
+def machine_settings(data: str, profile: Profile) -> dict[str, Any]:
+    """Return device, threads and portable of trainings and evaluations on a data set. Raises UserError."""
+    own = profile.datasets.get(data, {})
+    made = {key: own.get(key, getattr(profile, key)) for key in ("device", "threads", "portable")}
+    if made["portable"] and made["device"] == "cpu" and made["threads"] != 1:
+        raise UserError(f"datasets.{data}: threads is {made['threads']}, expected 1: it is portable")
+    return made | {"portable": made["portable"] and made["device"] == "cpu"}
+
+
 def _layers(key: str, name: str, training: Training, profile: Profile) -> dict[str, Any]:
     """Merge what the profile says under `key`: of everything, of the data set, of the experiment; then its row."""
     merged: dict[str, Any] = dict(getattr(profile, key))
@@ -186,6 +209,22 @@ def evaluation_settings(name: str, training: Training, profile: Profile) -> dict
     """Return what the profile and a row of params.yaml say of its evaluation; a protocol set to null is left out."""
     made = _layers("evaluate", name, training, profile)
     return made | {"protocols": {key: one for key, one in made.get("protocols", {}).items() if one is not None}}
+
+
+def evaluated_split(name: str, training: Training, profile: Profile, where: str) -> str:
+    """Return the split that an experiment is scored on: its data set's official one, unless the profile has another.
+
+    Raises UserError for a split that the data set does not have, and for test images without labels.
+    """
+    of_paper = training.data in datasets.NAMES
+    official = datasets.evaluated(training.data) if of_paper else "val"
+    split = evaluation_settings(name, training, profile).get("split", official)
+    there = datasets.load(training.data).COUNTS if of_paper else ("train", "val")
+    labelled = [one for one in there if one != "test" or official == "test"]
+    if split not in labelled:
+        expected = ", ".join(labelled)
+        raise UserError(f"{where}: evaluate.split of {name} is {split!r}, expected a split with labels: {expected}")
+    return str(split)
 
 
 def _steps(given: Mapping[str, Any], parts: Sequence[Sequence[str]], batch_size: int, where: str) -> int:
@@ -295,6 +334,13 @@ def custom_datasets(resolved: Mapping[str, Mapping[str, Any]]) -> dict[str, tupl
     return found
 
 
+def image_size(data: str, resolved: Mapping[str, Mapping[str, Any]]) -> tuple[int, int] | None:
+    """Return height and width of the images of a data set; None of a user's own, whose sizes nobody has said."""
+    if drawn := resolved["download"][data]["rendered"]:
+        return drawn["height"], drawn["width"]
+    return datasets.load(data).TYPICAL_SIZE if data in datasets.NAMES else None
+
+
 def _plain(value: Any) -> Any:
     """Return `value` with JSON's types only: tuples become lists."""
     if isinstance(value, Mapping):
@@ -335,7 +381,7 @@ def load(stage: str, name: str) -> Any:
     except (KeyError, TypeError) as error:
         raise UserError(f"{SETTINGS}: not as `python -m pipeline.settings` writes it ({error!r})") from None
     if name not in entries:
-        raise UserError(f"{stage}: unknown name {name!r}, expected one of {', '.join(entries)}")
+        raise UserError(f"{stage}: unknown name {name!r}{expected_one_of(name, entries, 'refinenet trace')}")
     return build(STAGES[stage], entries[name], f"{SETTINGS}: {stage}.{name}")
 
 

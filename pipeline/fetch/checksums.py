@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from pipeline.runtime import progress
+from pipeline.runtime.cli import marked
 from refinenet.atomic import atomic_file
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class StoppedError(Exception):
 
 def say(line: str) -> None:
     """Print a line on stderr without breaking the progress bars."""
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(marked(line), file=sys.stderr)
 
 
 def digests(path: Path, kinds: Sequence[str], stop: Event = NEVER) -> dict[str, str]:

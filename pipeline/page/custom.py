@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import md5
@@ -12,9 +13,10 @@ from pipeline.config import resolve
 from pipeline.config.profiles import PARAMS
 from pipeline.fetch.input_md5 import input_md5
 from pipeline.page import dataset_section, page, provenance, result_section
+from pipeline.page.dataset_section import PARTS, DatasetContents
 from pipeline.page.provenance import Archives, Provenance
 from pipeline.page.result_section import Level
-from pipeline.tables import custom
+from pipeline.tables import custom, others
 from pipeline.tables.metrics_files import Seeds
 from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS
 from refinenet.errors import UserError
@@ -33,6 +35,34 @@ def archives(name: str, own: bool, cfg: Mapping[str, Any], root: Path) -> Archiv
     where = "the folders that the profile names"  # the machine's own paths are not published
     packed = {"file": file.as_posix(), "url": where, "size": f"{len(content):,}", "sha256": ""}
     return replace(info, files=[packed | {"md5": md5(content, usedforsecurity=False).hexdigest()}])
+
+
+def split_notes(name: str, holding: DatasetContents, root: Path) -> list[str]:
+    """What a reader of the scores has to know of the splits: what they lack, and what train and val have in common."""
+    notes = []
+    for part, of in holding.numbers.items():
+        classes = holding.splits[part].schema.classes
+        missing = [one for one, share in zip(classes, of.shares, strict=True) if not share]
+        if missing and of.labelled:
+            notes.append(f"No pixel in the {PARTS[part]} images: {', '.join(missing)}.")
+    file = root / "data" / name / "checks.json"
+    if not file.is_file():  # of a user's own data only
+        return notes
+    found = json.loads(file.read_bytes())
+    near, groups = found["near_duplicates"], found["groups"]
+    if near["found"]:
+        share = f"{100 * near['found'] / near['val']:.0f}\N{NO-BREAK SPACE}%"
+        examples = "; ".join(f"{val} and {train}" for val, train, _ in near["examples"])
+        notes.append(
+            f"{near['found']} of the {near['val']} evaluation images ({share}) look nearly like a training image, "
+            f"so the scores flatter: {examples}."
+        )
+    else:
+        notes.append("No evaluation image looks nearly like a training image.")
+    if groups is not None:
+        both = f"; in both: {', '.join(groups['both'])}" if groups["both"] else ", none in both"
+        notes.append(f"Recordings (group): {groups['train']} in training, {groups['val']} in evaluation{both}.")
+    return notes
 
 
 def link(runs: Seeds, cfg: Mapping[str, Any], md5s: Mapping[str, str], root: Path) -> Provenance:
@@ -61,6 +91,7 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
     made = {one: result_section.curve(one, root) for one in trainings}
     holding = dataset_section.open_dataset(root, name)
     schema = holding.splits["train"].schema
+    ours, theirs, remarks = table.comparison()
     values = {
         "name": name,
         "title": table.title,
@@ -72,13 +103,17 @@ def html(name: str, root: Path = Path(), limit: int = page.LIMIT) -> str:
             for i, (one, colour) in enumerate(zip(schema.classes, schema.palette, strict=True))
         ],
         "notes": [(one, custom.notes(name, seeds)) for one, seeds in runs.items()],
+        "published": {"head": others.HEAD, "ours": ours, "theirs": theirs, "remarks": remarks, "of": table.published},
         "experiments": [link(seeds, cfg, md5s, root) for seeds in runs.values()],
         "archives": [archives(one, one in own, cfg, root) for one in data],
-        "costs": [
-            provenance.cost(one, curve, cfg, runs[one].first if one in runs else None, root)
-            for one, curve in made.items()
-        ],
+        "costs": provenance.same_costs(
+            [
+                provenance.cost(one, curve, cfg, runs[one].first if one in runs else None, root)
+                for one, curve in made.items()
+            ]
+        ),
         "packed": name in own,
+        "split_notes": split_notes(name, holding, root),
         "elsewhere": [one for one in data if one != name],
     }
 

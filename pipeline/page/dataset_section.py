@@ -54,14 +54,21 @@ def numbers(split: Split) -> Numbers:
 
 @dataclass(frozen=True)
 class DatasetContents:
-    """A prepared data set: its splits by name, opened, and their numbers."""
+    """A prepared data set: its splits by name, opened, and their numbers. `val`: what the split `val` is called."""
 
     splits: dict[str, Split]
     numbers: dict[str, Numbers]
+    val: str = PARTS["val"]
+
+    def called(self, part: str) -> str:
+        """What a split is called. Where test images have labels they are what is evaluated on, and val is not."""
+        if part != "val":
+            return PARTS[part]
+        return "validation" if "test" in self.numbers and self.numbers["test"].labelled else self.val
 
 
-def open_dataset(root: Path, name: str) -> DatasetContents:
-    """Open data/<name> under `root`; UserError where it is missing or a split is empty."""
+def open_dataset(root: Path, name: str, val: str = PARTS["val"]) -> DatasetContents:
+    """Open data/<name> under `root`, its split `val` called so; UserError where it is missing or a split is empty."""
     folder = Path("data", name)
     files = {part: root / folder / f"{part}.arrow" for part in PARTS}
     splits = {part: Split(file) for part, file in files.items() if file.exists()}
@@ -70,7 +77,7 @@ def open_dataset(root: Path, name: str) -> DatasetContents:
     for part, split in splits.items():
         if not len(split):
             raise UserError(f"{folder / part}.arrow: no images; `prepare {name}` makes some")
-    return DatasetContents(splits, {part: numbers(split) for part, split in splits.items()})
+    return DatasetContents(splits, {part: numbers(split) for part, split in splits.items()}, val)
 
 
 def contents(label: Array, classes: Sequence[str]) -> str:
@@ -128,7 +135,7 @@ def facts(holding: DatasetContents) -> dict[str, Any]:
         smallest, median, largest = map(_size, of.sizes)
         facts.append(
             {
-                "part": PARTS[part],
+                "part": holding.called(part),
                 "images": of.images,
                 "sizes": smallest if smallest == largest else f"{smallest} to {largest}, median {median}",
                 "void": "no labels" if of.void is None else percent(of.void),
@@ -152,4 +159,4 @@ def facts(holding: DatasetContents) -> dict[str, Any]:
         }
         for index, (name, colour) in enumerate(zip(schema.classes, schema.palette, strict=True))
     ]
-    return {"facts": facts, "parts": [PARTS[part] for part in labelled], "rows": rows}
+    return {"facts": facts, "parts": [holding.called(part) for part in labelled], "rows": rows}

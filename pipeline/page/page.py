@@ -18,8 +18,8 @@ from refinenet.errors import UserError
 # A page is kept in git, where a file may have 1 MB: the first level that fits is taken.
 LIMIT = 900_000
 LEVELS = (
-    Level(12, 160, 60, 3, 320, 80),
-    Level(8, 128, 60, 3, 240, 70),
+    Level(8, 160, 60, 3, 320, 80),
+    Level(6, 128, 60, 3, 240, 70),
     Level(4, 96, 50, 3, 200, 60),
     Level(6, 96, 50, 1, 160, 50),
     Level(4, 80, 40, 1, 120, 40),
@@ -56,7 +56,7 @@ def data_set(name: str, title: str, holding: dataset_section.DatasetContents, le
         "name": name,
         "title": title,
         "sheets": {
-            dataset_section.PARTS[part]: dataset_section.sheet(
+            holding.called(part): dataset_section.sheet(
                 split, level.tiles if part == "train" else level.tiles // 2, level.tile_width, level.tile_quality
             )
             for part, split in holding.splits.items()

@@ -10,61 +10,141 @@ from typing import Any
 from pipeline import datasets
 from pipeline.fetch.input_md5 import input_md5
 from pipeline.page import charts, dataset_section, page, provenance, result_section, summary
+from pipeline.page.provenance import Provenance
 from pipeline.page.result_section import Curve, Level
-from pipeline.tables import columns, metrics_files
-from pipeline.tables.metrics_files import MetricsFile
-from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, RowSource, Table, caveats, published, slug
+from pipeline.tables import columns, comparable, metrics_files
+from pipeline.tables.metrics_files import MetricsFile, Seeds
+from pipeline.tables.paper import (
+    NOT_PRINTED,
+    PROTOCOLS,
+    Row,
+    RowSource,
+    Table,
+    caveat,
+    notes_of_others,
+    published,
+    slug,
+)
 from refinenet.errors import UserError
+
+WIDE = 6  # score columns; with more the mean stands first, before what a narrow screen cuts off
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table on the page. `kind`: competitor, paper, run, interval or difference.
+    """A row of a table on the page. `kind`: competitor, paper, run, difference, or of those by others group and other.
 
-    `anchors`: whose numbers they are; `seeds` and `where`: how many, and on which images.
+    `cells`: each a text and its interval, "" for none. `anchors`: whose numbers they are; `seeds`: how many;
+    `split`: on which images; `said`: what stands in place of the cells after the last, "" for nothing.
     """
 
     kind: str
     labels: list[str]
-    cells: list[str]
+    cells: list[tuple[str, str]]
     anchors: list[str]
     seeds: str = ""
-    where: str = ""
+    split: str = ""
+    said: str = ""
+
+
+def shown_order(of: Table) -> list[int]:
+    """Return the score columns in the page's order: the paper's, but in a wide table the mean IoU, its last, first."""
+    order = list(range(len(of.scores)))
+    return order if len(order) < WIDE else [order[-1], *order[:-1]]
 
 
 def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
-    """The rows of a csv as the paper prints them, ours followed by this run's numbers and the differences."""
+    """The rows of a csv as the paper prints them, ours followed by this run's numbers and, where said, the differences.
+
+    Below them, told apart, what others have published.
+    """
+    scores = [slug(of.scores[i].column) for i in shown_order(of)]
     for row, record in zip(of.all_rows, records, strict=True):
-        cells = {
-            part: [record[f"{slug(score.column)}_{part}"] for score in of.scores]
-            for part in ("paper", "run", "difference", "spread")
-        }
-        ends = [
-            columns.interval(*(record[f"{slug(score.column)}_{end}"] for end in ("low", "high"))) for score in of.scores
-        ]
+        if row in of.others[:1]:
+            yield Line("group", ["Not in the paper: published by others \N{DOUBLE DAGGER}"], [], [])
         names = list(dict.fromkeys(name for prefix, _ in of.groups() if (name := record[f"{prefix}experiment"])))
-        yield Line(
-            "paper" if names else "competitor", row.marked(), [text or NOT_PRINTED for text in cells["paper"]], []
-        )
+        printed = [(record[f"{score}_paper"] or NOT_PRINTED, "") for score in scores]
+        images, _, count = row.on.partition(", ")
+        split = f"{images} ({count.removesuffix(' images')})" if count else images
+        kind = "other" if row.by else "paper" if names else "competitor"
+        said = f"{row.protocol}. Source: {row.by}." if row.by and _alone(row) else ""
+        yield Line(kind, row.marked(), printed[:1] if said else printed, [], split=split, said=said)
         if names:
-            how = columns.how(of, row, record[f"{of.groups()[0][0]}evaluated_on_run"])
-            ours = [
-                f"{text} ± {spread}" if spread else text or NOT_PRINTED
-                for text, spread in zip(cells["run"], cells["spread"], strict=True)
+            first = of.groups()[0][0]
+            how = columns.how(of, row, record[f"{first}evaluated_on_run"])
+            ours = []
+            for score in scores:
+                text, spread, low, high = (record[f"{score}_{part}"] for part in ("run", "spread", "low", "high"))
+                words = f"{text} ± {spread}" if spread else text or NOT_PRINTED
+                ours.append((words, f"({columns.interval(low, high)})" if low else ""))
+            counted = [
+                f"{columns.split_name(of, record[f'{prefix}evaluated_on_run'])} ({record[f'{prefix}images']})"
+                for prefix, _ in of.groups()
             ]
-            seeds, where = (
-                ", ".join(dict.fromkeys(record[f"{prefix}{what}"] for prefix, _ in of.groups()))
-                for what in ("seeds", "where")
-            )
-            yield Line("run", [how], ours, names, seeds, where)
-            yield Line("difference", ["difference"], list(map(columns.signed, cells["difference"])), [])
-            yield Line("interval", ["95 % interval"], ends, [])
+            seeds = dict.fromkeys(record[f"{prefix}seeds"] for prefix, _ in of.groups())
+            yield Line("run", [how], ours, names, ", ".join(seeds), ", ".join(dict.fromkeys(counted)))
+            points = [record[f"{score}_difference"] for score in scores]
+            if any(points):
+                yield Line("difference", ["difference"], [(columns.signed(one), "") for one in points], [])
+
+
+def _alone(row: Row) -> bool:
+    """Return whether in a row of a wide table the mean alone is there, so that there is room for words."""
+    return len(row.values) >= WIDE and set(row.values[:-1]) == {NOT_PRINTED}
 
 
 def notes(of: Table, records: list[dict[str, str]]) -> list[str]:
-    """What is to be said below a table: of the paper's numbers, then of this run's."""
+    """What is to be said below a table: of the paper's numbers, then of this run's, then of those of others."""
     ours = {record[f"{prefix}notes"] for record in records for prefix, _ in of.groups()}
-    return [*of.notes, *sorted(ours - {""}), *(row.note() for row in of.others)]
+    return [*of.notes, *sorted(ours - {""}), *notes_of_others(row for row in of.others if not _alone(row))]
+
+
+def card(
+    of: Table, seeds: Seeds, chapter: Mapping[str, Any], holding: dataset_section.DatasetContents
+) -> dict[str, Any]:
+    """Return a data set in brief: first picture, score, what goes wrong most. `chapter`: that of the data set."""
+    source, run = shown(of), seeds.first
+    iou = run.protocol(source.protocol).iou
+    classes = holding.splits["train"].schema.classes
+    worst = sorted((value, one) for one in classes if (value := iou.get(one)) is not None)[:3]
+    interval = seeds.interval(source.protocol, "mean_iou")
+    examples = chapter["examples"]
+    return {
+        "name": of.name,
+        "title": chapter["title"],
+        "score": columns.percent(seeds.mean(source.protocol, "mean_iou")),
+        "interval": columns.interval(*map(columns.percent, interval)) if interval else "",
+        "of": f"{run.images} {columns.split_name(of, run.split)} images",
+        "shown": chapter["shown"],
+        "picture": next(iter(examples.pictures.items()), None) if examples else None,
+        "pictured": chapter["pictured"].partition(", ")[2],
+        "worst": [(one, columns.percent(value)) for value, one in worst],
+        "mistakes": chapter["mistakes"][:2],
+    }
+
+
+def citation(of: Table, seeds: Seeds, made: Provenance) -> str:
+    """Return how the number of a data set's own table is reported, in one sentence."""
+    source, run = shown(of), seeds.first
+    row = next(row for row in reversed(of.rows) if row.sources)
+    protocol = run.protocol(source.protocol)
+    spread = columns.percent(seeds.spread(source.protocol, "mean_iou"))
+    numbers = ", ".join(str(one.seed) for one in seeds.runs)
+    chance = f"mean of {len(seeds.runs)} seeds ({numbers}) ± {spread}" if spread else f"seed {numbers}, n = 1"
+    interval = seeds.interval(source.protocol, "mean_iou")
+    bounds = columns.interval(*map(columns.percent, interval)) if interval else ""
+    score = columns.percent(seeds.mean(source.protocol, "mean_iou"))
+    return "; ".join(
+        [
+            f"{row.labels[0]}, our reproduction: {score} % mean IoU on "
+            f"{datasets.load(of.name).TITLE} {columns.split_name(of, run.split)} ({run.images} images)",
+            f"{PROTOCOLS[source.protocol]} ({', '.join(f'{scale:g}' for scale in protocol.scales)})",
+            chance,
+            *([f"95 % bootstrap interval over images {bounds}"] if bounds else []),
+            f"profile {run.profile}",
+            f"weights md5 {made.weights}",
+        ]
+    )
 
 
 def chapter(
@@ -135,21 +215,33 @@ def context(root: Path) -> dict[str, Any]:
     before = {first for name in runs if (first := provenance.pretraining(name, cfg))}
     made = {name: result_section.curve(name, root) for name in sorted(before | set(runs))}
     found = summary.numbers(printed)
-    whose = sorted({(run.profile, run.drawn) for run in runs.values()})
-    profiles = list(dict.fromkeys(profile for profile, _ in whose))
+    allowed = comparable.profiles(root)
+    said = {caveat(run.profile, run.profile in allowed and not run.drawn, run.drawn) for run in runs.values()}
     beside = {f"{number.experiment}, {number.protocol}": (number.paper, number.run) for number in found}
+    alt = f"{len(found)} mean IoU of the paper beside this run's, as in the tables"
+    experiments = [provenance.provenance_of(seeds[name], cfg, md5s, root) for name in runs]
+    told = next(of for of in every if of.name in datasets.NAMES and of.same_images)
+    behind = next(one for one in experiments if one.run.experiment == shown(told).experiment)
     return {
-        "caveats": caveats(whose),
-        "profiles": profiles,
-        "tables": [(of, list(table_lines(of, printed[of.name])), notes(of, printed[of.name])) for of in every],
-        "printed": sum(map(len, printed.values())),
+        "caveats": sorted(said - {""}),
+        "tables": [
+            (of, [of.scores[i] for i in shown_order(of)], list(table_lines(of, records)), notes(of, records))
+            for of, records in ((of, printed[of.name]) for of in every)
+        ],
+        "wide": WIDE,
+        "rows": sum(bool(row.sources) for of in every for row in of.rows),
         "numbers": found,
         "counts": summary.counts(found),
-        "beside": charts.beside(beside, f"{len(found)} mean IoU of the paper beside this run's, as in the tables"),
-        "experiments": [provenance.provenance_of(seeds[name], cfg, md5s, root) for name in runs],
+        "beside": charts.beside(beside, alt) if beside else None,
+        "experiments": experiments,
+        "citation": citation(told, seeds[shown(told).experiment], behind),
+        "cited": told.number,
         "archives": [provenance.archives(name, cfg) for name in names],
-        "costs": [provenance.cost(name, curve, cfg, runs.get(name), root) for name, curve in made.items()],
+        "costs": provenance.same_costs(
+            [provenance.cost(name, curve, cfg, runs.get(name), root) for name, curve in made.items()]
+        ),
         "names": names,
+        "seeds": seeds,
         "runs": runs,
         "made": made,
         "cfg": cfg,
@@ -161,14 +253,23 @@ def html(root: Path = Path(), limit: int = page.LIMIT) -> str:
     values = context(root)
     runs = values["runs"]
     own = [of for of in published().values() if of.name in datasets.NAMES]
-    holdings = {name: dataset_section.open_dataset(root, name) for name in values["names"]}
+    holdings = {}
+    for name in values["names"]:
+        table = published().get(name)
+        called = "validation" if table is None or table.split == "val" else table.split
+        holdings[name] = dataset_section.open_dataset(root, name, called)
+    order = [of.name for of in own] + [name for name in holdings if name not in published()]
 
     def shown_at(level: Level) -> dict[str, Any]:
+        results = {
+            of.name: chapter(of, runs, values["made"], values["cfg"], holdings[of.name], level, root) for of in own
+        }
+        contents = {name: data(name, runs, holdings[name], level) for name in order}
         return {
-            "data": [data(name, runs, holding, level) for name, holding in holdings.items()],
-            "chapters": [
-                chapter(of, runs, values["made"], values["cfg"], holdings[of.name], level, root) for of in own
+            "cards": [
+                card(of, values["seeds"][shown(of).experiment], results[of.name], holdings[of.name]) for of in own
             ],
+            "chapters": [(contents[name], results.get(name)) for name in order],
         }
 
     return page.render_within_limit("report.html.j2", values, shown_at, limit)

@@ -7,15 +7,16 @@ the commit, which differ between runs with equal results: for those there is the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.page import result_section
 from pipeline.runtime.dvc_md5 import dvc_md5
+from pipeline.tables import columns
 from pipeline.tables.metrics_files import MetricsFile, Seeds
-from pipeline.tables.paper import PROTOCOLS, published
+from pipeline.tables.paper import NOT_PRINTED, PROTOCOLS, published
 from refinenet.errors import UserError
 
 SETTINGS = Path("settings.json")
@@ -25,11 +26,12 @@ SETTINGS = Path("settings.json")
 class Provenance:
     """What the numbers of an experiment were made from.
 
-    `files`: (what, path, md5 as dvc.lock has it). `further`: of the other seeds (seed, metrics file, md5 of weights).
-    `data`: the data sets whose archives went into it.
+    `split`: what its images are called in print. `files`: (what, path, md5 as dvc.lock has it). `further`: of the other
+    seeds (seed, metrics file, md5 of weights). `data`: the data sets whose archives went into it.
     """
 
     run: MetricsFile
+    split: str
     rows: list[tuple[str, int, str]]
     protocols: list[tuple[str, Any]]
     files: list[tuple[str, str, str]]
@@ -64,6 +66,28 @@ class Cost:
     megapixels: float
     size: int | None
     passes: int | None
+
+
+@dataclass(frozen=True)
+class SameCost:
+    """Trainings that took the same, `first` of them. `sizes`: of their weights' files in MB, "–" for pretrainings."""
+
+    first: Cost
+    all: list[Cost]
+
+    @property
+    def sizes(self) -> str:
+        found = [f"{cost.size / 1e6:.2f}" for cost in self.all if cost.size is not None]
+        ends = list(dict.fromkeys([min(found, key=float), max(found, key=float)])) if found else [NOT_PRINTED]
+        return "–".join(ends)
+
+
+def same_costs(costs: Sequence[Cost]) -> list[SameCost]:
+    """Group trainings with the same backbone, steps, batch, crop and evaluation, in the order of the first of each."""
+    groups: dict[tuple[object, ...], list[Cost]] = {}
+    for cost in costs:
+        groups.setdefault((cost.backbone, cost.steps, cost.batch, cost.crop, cost.passes), []).append(cost)
+    return [SameCost(group[0], group) for group in groups.values()]
 
 
 @dataclass(frozen=True)
@@ -132,8 +156,10 @@ def provenance_of(runs: Seeds, cfg: Mapping[str, Any], md5s: Mapping[str, str], 
         ("Weights", model.as_posix(), weights),
         *(("Data", f"data/{name}", md5s[name]) for name in data),
     ]
+    table = published().get(run.dataset)
     return Provenance(
         run=run,
+        split=columns.split_name(table, run.split) if table else run.split,
         rows=rows,
         protocols=[(PROTOCOLS[name], run.protocols[name]) for name in PROTOCOLS if name in run.protocols],
         files=files,
@@ -184,4 +210,4 @@ def archives(name: str, cfg: Mapping[str, Any]) -> Archives:
     ]
     rendered = info.get("rendered") or {}
     words = ", ".join(f"{key} {value}" for key, value in sorted(rendered.items()))
-    return Archives(name, f"drawn by pipeline/synthetic: {words}" if rendered else "", files)
+    return Archives(name, words if rendered else "", files)

@@ -13,7 +13,7 @@ POINTS = (1.0, 2.0, 5.0)  # within which numbers are counted; the first is what 
 
 @dataclass(frozen=True)
 class Number:
-    """A mean IoU of the paper and this run's, in percent. `comparable`: the paper's profile, on the paper's images.
+    """A mean IoU of the paper and this run's, in percent. `same_images`: whether it was taken on the paper's images.
 
     `interval`: the 95 % interval of this run's, None where there is none.
     """
@@ -22,7 +22,7 @@ class Number:
     protocol: str
     paper: float
     run: float
-    comparable: bool
+    same_images: bool
     interval: tuple[float, float] | None = None
 
     def within(self, points: float) -> bool:
@@ -37,7 +37,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Counts:
-    """Of the numbers that can be compared, how many are reproduced: points -> how many within them; `inside`."""
+    """Of the numbers on the paper's images, how many are reproduced: points -> how many within them; `inside`."""
 
     of: int
     within: dict[float, int]
@@ -47,7 +47,7 @@ class Counts:
 
 def counts(found: Sequence[Number]) -> Counts:
     """Count what is reproduced."""
-    ours = [number for number in found if number.comparable]
+    ours = [number for number in found if number.same_images]
     return Counts(
         of=len(ours),
         within={points: sum(number.within(points) for number in ours) for points in POINTS},
@@ -57,14 +57,18 @@ def counts(found: Sequence[Number]) -> Counts:
 
 
 def numbers(printed: Mapping[str, list[dict[str, str]]]) -> list[Number]:
-    """Each mean IoU of the tables' rows of ours once, though it may stand in several; data set by data set."""
+    """Each mean IoU that is comparable with the paper's once, though it may stand in several tables; by data set."""
     found = {}
     for of in published().values():
         for prefix, columns in of.groups():
             score = slug(of.scores[columns[-1]].column)  # where the paper prints several, the last is the mean IoU
             for row, record in zip(of.all_rows, printed[of.name], strict=True):
-                if (experiment := record[f"{prefix}experiment"]) and not row.by:
-                    protocol, profile = record[f"{prefix}protocol"], record[f"{prefix}profile"]
+                if (
+                    (experiment := record[f"{prefix}experiment"])
+                    and record[f"{prefix}comparable"] == "yes"
+                    and not row.by
+                ):
+                    protocol = record[f"{prefix}protocol"]
                     same = tables.like_for_like(of, row, record[f"{prefix}evaluated_on_run"])
                     low, high = record[f"{score}_low"], record[f"{score}_high"]
                     found[experiment, protocol] = Number(
@@ -72,7 +76,7 @@ def numbers(printed: Mapping[str, list[dict[str, str]]]) -> list[Number]:
                         protocol,
                         float(record[f"{score}_paper"]),
                         float(record[f"{score}_run"]),
-                        same and profile == "paper",
+                        same,
                         (float(low), float(high)) if low else None,
                     )
     order = [of.name for of in published().values()]

@@ -1,4 +1,4 @@
-"""Command line of stages and commands: one line on an error, exit codes, Ctrl-C and SIGTERM.
+"""Command line of stages and commands: one line on an error, exit codes, colours, Ctrl-C and SIGTERM.
 
 A scheduler that needs its machine back sends SIGTERM and waits before it kills (SLURM: KillWait, 30 s). A stage with
 `main(..., graceful=True)` polls `terminated()`, saves its work and raises `Terminated`; it exits with EXIT_TRY_AGAIN. A
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Literal, TextIO
 
 from refinenet.atomic import process_start_time
 from refinenet.errors import UserError
@@ -92,10 +93,10 @@ def run_cli(run: Callable[[], None]) -> int:
     try:
         run()
     except HeldError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(marked(f"error: {error}"), file=sys.stderr)
         return EXIT_HELD
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(marked(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -109,7 +110,7 @@ def run_cli(run: Callable[[], None]) -> int:
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
             raise
-        print(f"error: {error.filename or 'disk'}: {error.strerror}", file=sys.stderr)
+        print(marked(f"error: {error.filename or 'disk'}: {error.strerror}"), file=sys.stderr)
         return 1
     return 0
 
@@ -165,6 +166,75 @@ def attach(graceful: bool = False) -> None:
         threading.Thread(target=_end_with, args=(engine,), daemon=True).start()
 
 
+_COLOURS = {"red": 31, "yellow": 33, "green": 32}
+
+
+def coloured(text: str, colour: Literal["red", "yellow", "green"], stream: TextIO) -> str:
+    """Return `text` in colour; plain where `stream` is no terminal, or NO_COLOR is set (no-color.org)."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\033[{_COLOURS[colour]}m{text}\033[0m"
+
+
+def marked(line: str) -> str:
+    """Return a line for stderr with its first word in colour, where that is "error:" or "warning:"."""
+    word, _, rest = line.partition(" ")
+    if word not in ("error:", "warning:"):
+        return line
+    return f"{coloured(word, 'red' if word == 'error:' else 'yellow', sys.stderr)} {rest}"
+
+
+def warn(text: str) -> None:
+    """Print "warning: <text>" on stderr."""
+    print(marked(f"warning: {text}"), file=sys.stderr)
+
+
+_prefix = "python -m pipeline."
+_stood: Path | None = None
+
+
+def called_as_refinenet(stood: Path | None) -> None:
+    """Note that the command `refinenet` runs the module that comes, not `python -m`.
+
+    stood: the folder that the user's paths are relative to, where it is not the working folder any more.
+    """
+    global _prefix, _stood
+    _prefix, _stood = "refinenet ", stood
+
+
+def program(command: str) -> str:
+    """Return how a command was called, for its help: "refinenet predict" or "python -m pipeline.predict"."""
+    return f"{_prefix}{command}"
+
+
+def user_path(text: str) -> Path:
+    """Read a path of the command line, for argparse: relative to where the user stands, "-" as it is.
+
+    `refinenet` may have gone to the project's root meanwhile (pipeline/__main__.py).
+    """
+    path = Path(text)
+    if _stood is None or path.is_absolute() or text == "-":
+        return path
+    return Path(os.path.relpath(_stood / path))
+
+
+def add_to(line: argparse.ArgumentParser, metavar: str, about: str, required: bool = False) -> None:
+    """Add --to, under which every command takes where it writes; --output, as some called it, works as well."""
+    where = line.add_mutually_exclusive_group(required=required)
+    where.add_argument("--to", type=user_path, metavar=metavar, help=about)
+    where.add_argument("--output", dest="to", type=user_path, help=argparse.SUPPRESS)
+
+
+def command_parser(command: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the command `refinenet <command>`; --help shows both texts whole, with their line breaks."""
+    return argparse.ArgumentParser(
+        prog=program(command),
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def main(run: Callable[[str], None], description: str | None, metavar: str, graceful: bool = False) -> None:
     """Run the command line of a stage, `python -m pipeline.<stage> NAME`, and exit.
 
@@ -174,7 +244,8 @@ def main(run: Callable[[str], None], description: str | None, metavar: str, grac
         metavar: what the name is, for --help.
         graceful: `run` polls `terminated`.
     """
-    parser = argparse.ArgumentParser(description=(description or "").partition("\n\n")[0])
+    prog = program(Path(sys.argv[0]).stem)
+    parser = argparse.ArgumentParser(prog=prog, description=(description or "").partition("\n\n")[0])
     parser.add_argument("name", metavar=metavar)
     name = parser.parse_args().name
     attach(graceful)

@@ -48,7 +48,10 @@ def bar(description: str, unit: str, of: Iterable[Any] | None = None, total: int
         return tqdm(of, description, total, unit=unit, mininterval=0.2, dynamic_ncols=True, **more)
     quiet = SECONDS_BETWEEN_LINES
     lines = _Lines(sys.stderr)
-    return tqdm(of, description, total, unit=unit, mininterval=quiet, delay=quiet, file=lines, ncols=100, **more)
+    # miniters=1: or tqdm's monitor writes lines in between, with the rate of the line before. smoothing=1: the rate of
+    # the interval that a line ends.
+    timing: dict[str, Any] = {"mininterval": quiet, "delay": quiet, "miniters": 1, "smoothing": 1}
+    return tqdm(of, description, total, unit=unit, file=lines, ncols=100, **timing | more)
 
 
 def reach(bar: Any, done: int, each: int = 1) -> None:

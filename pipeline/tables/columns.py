@@ -6,8 +6,9 @@ others the number published there), `<score>_run` (over several seeds their mean
 points; `<score>_low` and `<score>_high`, the 95 % interval, which the mean IoU alone has; `<score>_spread`, the
 standard deviation over seeds, empty for one; evaluated_on_paper; then what stands behind the run's numbers, empty for a
 competitor: experiment, protocol, evaluated_on_run (the split), where ("val", "test server"), images, seed (all of them,
-a space between), seeds (their number), profile, notes. In Table 2, where each score column has an experiment of its
-own, these carry the score's name in front.
+a space between), seeds (their number), profile, comparable ("yes", or "no" by the profile's setting: then there is no
+difference), notes. In Table 2, where each score column has an experiment of its own, these carry the score's name in
+front.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from refinenet.errors import UserError
 PARTS = ("paper", "run", "difference", "low", "high", "spread")
 BEHIND = (
     *("experiment", "protocol", "evaluated_on_run", "where", "images"),
-    *("seed", "seeds", "profile", "notes"),
+    *("seed", "seeds", "profile", "comparable", "notes"),
 )
 SERVER = "test server"
 MARK = "†"  # beside a number of this run that was taken on other images than the paper's
@@ -73,10 +74,15 @@ def where(split: str) -> str:
     return SERVER if split == "test" else split
 
 
+def split_name(of: Table, split: str) -> str:
+    """What the paper calls the images of a split of this project, in this table: NYUDv2's `val` are its "test"."""
+    return of.split if split == "val" else where(split)
+
+
 def like_for_like(of: Table, row: Row, split: str) -> bool:
     """Whether a number of this run on `split` was taken on the images of the published one, a row of `of`."""
     if row.by:
-        return where(split) == row.on.partition(",")[0]
+        return split_name(of, split) == row.on.partition(",")[0]
     return of.same_images or where(split) == SERVER
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
-from pipeline.tables import columns, metrics_files, server_records
+from pipeline.tables import columns, comparable, metrics_files, server_records
 from pipeline.tables.metrics_files import Seeds
-from pipeline.tables.paper import NOT_PRINTED, Row, RowSource, Table
+from pipeline.tables.paper import NOT_PRINTED, Row, RowSource, Table, caveat
 from pipeline.tables.server_records import ServerScores
 
 
@@ -25,11 +25,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """Whose a number is: an experiment's, from one seed or several on val, or one archive's on a test server."""
+    """Whose a number is: an experiment's, from one seed or several on val, or one archive's on a test server.
+
+    `profiles`: those whose scores are comparable with the paper's.
+    """
 
     source: RowSource
     val: Seeds
     server: ServerScores | None
+    profiles: frozenset[str]
 
     @property
     def split(self) -> str:
@@ -45,8 +49,18 @@ class Result:
 
     @property
     def drawn(self) -> bool:
-        """Say whether the model has seen drawn images: a test server's are never drawn, but its training's may be."""
+        """Say whether the model has seen synthetic images: a test server has none, but the training may have."""
         return self.val.first.drawn
+
+    @property
+    def comparable(self) -> bool:
+        """Say whether its numbers may stand against the paper's."""
+        return self.profile in self.profiles and not self.drawn
+
+    @property
+    def caveat(self) -> str:
+        """Return what must be read before its numbers; "" for a run at the paper's settings."""
+        return caveat(self.profile, self.comparable, self.drawn)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -57,17 +71,20 @@ class Result:
         protocol = self.source.protocol
         if self.server:
             run = _one_decimal(self.server.value(metric))
-            return Cell(run, difference(run, paper))
+            return Cell(run, self._difference(run, paper))
         run = columns.percent(self.val.mean(protocol, metric))
         low, high = map(columns.percent, self.val.interval(protocol, metric) or (None, None))
         spread = columns.percent(self.val.spread(protocol, metric))
-        return Cell(run, difference(run, paper), low, high, spread)
+        return Cell(run, self._difference(run, paper), low, high, spread)
+
+    def _difference(self, run: str, paper: str) -> str:
+        return difference(run, paper) if self.comparable else ""
 
     def notes(self) -> list[str]:
         """What else is to be said of it."""
         if not self.server:
             return self.val.first.absent()
-        val = Result(self.source, self.val, None)
+        val = replace(self, server=None)
         cell, first = val.cell("mean_iou", NOT_PRINTED), self.val.first
         text = f"{cell.run} on {first.split}" + (f" ({columns.interval(cell.low, cell.high)})" if cell.low else "")
         if len(val.seeds) > 1:
@@ -107,9 +124,11 @@ def rows(of: Table, root: Path) -> list[ResultRow]:
     """All rows of a table with what this run has for them."""
     metrics = {experiment: metrics_files.seeds(experiment, root) for experiment in of.experiments()}
     served = {name: server_records.load(name, root) for name in metrics} if of.name in server_records.SERVED else {}
-    result = []
+    profiles, result = comparable.profiles(root), []
     for row in of.all_rows:
-        behind = tuple(Result(one, metrics[one.experiment], served.get(one.experiment)) for one in row.sources)
+        behind = tuple(
+            Result(one, metrics[one.experiment], served.get(one.experiment), profiles) for one in row.sources
+        )
         cells = tuple(
             one.cell(score.metric, paper) for one, score, paper in zip(behind, of.scores, row.values, strict=False)
         )

@@ -16,7 +16,7 @@ from refinenet.errors import UserError
 PUBLISHED = Path(__file__).with_name("paper.yaml")
 NOT_PRINTED = "–"
 ELSEWHERE = "‡"  # beside a number that is published, but not by the paper
-_OF_OTHERS = ("labels", "values", "scored_on", "by", "here")
+_OF_OTHERS = ("labels", "values", "scored_on", "protocol", "by", "here")
 PROTOCOLS = {"single": "single-scale", "multi": "multi-scale"}
 
 
@@ -40,7 +40,8 @@ class Score:
 class Row:
     """A printed row: label cells, a value for each score column, as printed, and `sources` if it is ours, else ().
 
-    `by`: where it is published, if not in the paper; `on`: on which images, "" for the paper's.
+    `by`: where it is published, if not in the paper, `on` which images, and tested by which `protocol`; all three "" of
+    the paper's own.
     """
 
     labels: tuple[str, ...]
@@ -48,14 +49,22 @@ class Row:
     sources: tuple[RowSource, ...]
     by: str = ""
     on: str = ""
+    protocol: str = ""
 
     def marked(self) -> list[str]:
         """The label cells for reading, in which what is not the paper's bears a mark."""
         return [f"{self.labels[0]} {ELSEWHERE}" if self.by else self.labels[0], *self.labels[1:]]
 
-    def note(self) -> str:
-        """What is to be said below the table of a row that is not the paper's."""
-        return f"{ELSEWHERE} Not in the paper: {self.labels[0]}, on {self.on}; {self.by}."
+
+def notes_of_others(rows: Iterable[Row]) -> list[str]:
+    """Return what is to be said below a table of the rows that are not the paper's: a line for each source."""
+    named: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        named.setdefault((row.on, row.protocol, row.by), []).append(row.labels[0])
+    return [
+        f"{ELSEWHERE} Not in the paper: {'; '.join(names)}. On {on}; {protocol}. Source: {by}."
+        for (on, protocol, by), names in named.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Table:
     labels: tuple[str, ...]
     scores: tuple[Score, ...]
     rows: tuple[Row, ...]
+    split: str = "val"
     others: tuple[Row, ...] = ()
 
     @property
@@ -118,9 +128,9 @@ def _row(table: str, cells: list[Any], labels: int, scores: int) -> Row:
 def _other(table: str, given: Any, labels: tuple[str, ...], columns: tuple[str, ...]) -> Row:
     """Read a row that others have published."""
     wrong = UserError(
-        f"{PUBLISHED.name}: {table}: others: {given} does not read as labels, values, scored_on, by and here"
+        f"{PUBLISHED.name}: {table}: others: {given} does not read as labels, values, scored_on, protocol, by and here"
     )
-    if not isinstance(given, dict) or not {"labels", "values", "scored_on", "by"} <= given.keys() <= {*_OF_OTHERS}:
+    if not isinstance(given, dict) or not {*_OF_OTHERS} - {"here"} <= given.keys() <= {*_OF_OTHERS}:
         raise wrong
     values, here = given["values"], str(given.get("here", "")).split()
     if not isinstance(values, dict) or not values.keys() <= set(columns) or len(given["labels"]) != len(labels):
@@ -131,7 +141,7 @@ def _other(table: str, given: Any, labels: tuple[str, ...], columns: tuple[str, 
         raise wrong
     cells = tuple(str(values[column]) if column in values else NOT_PRINTED for column in columns)
     sources = (RowSource(*here),) * len(columns) if here else ()
-    return Row(tuple(given["labels"]), cells, sources, given["by"], given["scored_on"])
+    return Row(tuple(given["labels"]), cells, sources, given["by"], given["scored_on"], given["protocol"])
 
 
 @cache
@@ -160,18 +170,18 @@ def table(name: str) -> Table:
     return published()[name]
 
 
-def caveat(profile: str, drawn: bool) -> str:
-    """What to say beside every number of a run with this profile; nothing where it is the paper's own.
+def caveat(profile: str, comparable: bool, drawn: bool) -> str:
+    """Return what to say of every number of a run with this profile; "" where it is the paper's own.
 
-    drawn: whether it was trained or evaluated on drawn images.
+    Args:
+        profile: its name.
+        comparable: whether its numbers may stand against the paper's.
+        drawn: whether it was trained or evaluated on synthetic images.
     """
-    if drawn or profile == "mini":
-        return f"{profile}: drawn scenes; shows that the pipeline works, says nothing about RefineNet's accuracy"
+    if drawn:
+        return f"{profile}: synthetic images; shows that the pipeline works, says nothing about RefineNet's accuracy"
+    if not comparable:
+        return f"{profile}: not comparable with the paper's numbers (profiles/{profile}.yaml)"
     if profile == "paper":
         return ""
     return f"{profile}: not the paper's data or settings (profiles/{profile}.yaml); not a reproduction of its numbers"
-
-
-def caveats(runs: Iterable[tuple[str, bool]]) -> list[str]:
-    """Return what `caveat` says of runs, each a profile and whether it is of drawn images; once, sorted by profile."""
-    return list(dict.fromkeys(warning for run in sorted(set(runs)) if (warning := caveat(*run))))

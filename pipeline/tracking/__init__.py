@@ -10,8 +10,9 @@ stage up until MLflow is imported and the database opened (4 s of CPU and 240 MB
 locked), a batch that its asynchronous logging fails to write is lost, and nobody would be left to close the run of a
 stage that SIGKILL ends. Here a call appends a line to a file that the other process reads.
 
-    python -m pipeline.tracking ui                   MLflow's pages over the same database, on this machine only
-    python -m pipeline.tracking find data/voc        the runs that data, weights or an md5 went into or came out of
+    refinenet tracking ui                   MLflow's pages over the same database, on this machine only
+    refinenet tracking find data/voc        the runs that data, weights or an md5 went into or came out of
+    refinenet tracking send                 what could not be sent when its stage ended
 """
 
 from __future__ import annotations
@@ -148,8 +149,7 @@ def _start(**begin: object) -> tuple[Run, subprocess.Popen[bytes] | None]:
             [sys.executable, "-m", "pipeline.tracking.writer", str(spool.fileno())],
             pass_fds=[spool.fileno()],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,  # stderr is the stage's
             # The Ctrl-C and the kill that end a stage are not meant for the one who writes down that it ended.
             start_new_session=True,
             env=_DEFAULTS | dict(os.environ) | QUIET,

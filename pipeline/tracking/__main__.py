@@ -1,12 +1,12 @@
-"""What people ask of the runs.
+"""What people ask of the runs in MLflow.
 
-python -m pipeline.tracking ui                   MLflow's pages, on this machine only
-python -m pipeline.tracking find data/voc        the runs that data, weights or an md5 went into or came out of
+refinenet tracking ui               MLflow's pages, on this machine only
+refinenet tracking find data/voc    the runs that data, weights or an md5 went into or came out of
+refinenet tracking send             what a server did not take when its stage ended
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.runtime.cli import run_cli
+from pipeline.runtime.cli import command_parser, run_cli, warn
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import PATIENCE, QUIET
 from pipeline.tracking.database import address, close_killed, file, prepare
@@ -70,15 +70,33 @@ def find(what: str) -> list[tuple[str, Run]]:
     return [(experiments[run.info.experiment_id], run) for run in runs]
 
 
+def send_kept() -> None:
+    """Send the runs that were kept because MLflow did not take them. Raises UserError for the first it refuses."""
+    from pipeline.tracking.writer import UNSENT, send
+
+    os.environ.update(QUIET)
+    kept = sorted(UNSENT.glob("*.jsonl"))
+    for one in kept:
+        for problem in send(one):
+            warn(f"{one}: MLflow lacks part of this run: {problem}")
+        print(f"{one}: sent to {address()}")
+    if not kept:
+        print(f"{UNSENT}/: nothing is kept")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line of `python -m pipeline.tracking`."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description="MLflow for this project.")
+    """Run the command line of `refinenet tracking`."""
+    parser = command_parser("tracking", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     pages = commands.add_parser("ui", help="serve MLflow's pages")
     pages.add_argument("--port", type=int, default=5000)
     finder = commands.add_parser("find", help="list the runs that data, weights or an md5 went into or came out of")
     finder.add_argument("what", help="a file, a folder, or an md5 as DVC writes it")
+    commands.add_parser("send", help="send the runs that a server did not take when their stages ended")
     options = parser.parse_args(arguments)
+    if options.command == "send":
+        send_kept()
+        return
     if options.command == "ui":
         serve(options.port)
         return
@@ -86,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not runs:
         raise UserError(f"{options.what}: no run in {address()} has seen it")
     for experiment, run in runs:
-        commit = run.data.tags.get("mlflow.source.git.commit", "no commit")[:9]
+        tags = run.data.tags
+        commit = tags.get("mlflow.source.git.commit", "")[:9] or f"no commit: {tags.get('git.problem', 'not recorded')}"
         score = run.data.metrics.get("mean_iou")
         fields = [experiment, run.info.run_name or "", run.info.status, commit]
         fields += [f"{100 * score:.1f} % mean IoU"] if score is not None else []

@@ -18,7 +18,7 @@ MIGRATION = 300.0  # seconds to wait for another process that makes or migrates 
 
 def address() -> str:
     """Return the URI of MLflow's database: MLFLOW_TRACKING_URI, else mlflow.db in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _uri(Path("mlflow.db").absolute())
 
 
 def file(uri: str) -> Path | None:
@@ -61,11 +61,11 @@ def prepare(database: Path, patience: float) -> None:
     with exclusive(database):
         if not database.exists() or not database.stat().st_size:
             with atomic_file(database) as part:
-                store = SqlAlchemyStore(f"sqlite:///{part}", (database.parent / "mlruns").as_uri())  # type: ignore[no-untyped-call]
+                store = SqlAlchemyStore(_uri(part), (database.parent / "mlruns").as_uri())  # type: ignore[no-untyped-call]
                 store.engine.dispose()
             return
         check(database, patience)
-        engine = utils.create_sqlalchemy_engine(f"sqlite:///{database}")  # type: ignore[no-untyped-call]
+        engine = utils.create_sqlalchemy_engine(_uri(database))  # type: ignore[no-untyped-call]
         version = utils._get_schema_version(engine)  # type: ignore[no-untyped-call]
         if version != utils._get_latest_schema_revision():  # type: ignore[no-untyped-call]
             with (
@@ -75,6 +75,40 @@ def prepare(database: Path, patience: float) -> None:
                 old.backup(copy)
             utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
         engine.dispose()
+        _follow(database)
+
+
+def _uri(database: Path) -> str:
+    # In an URI of sqlite a "?" ends the path, and there is no way to escape it.
+    return f"sqlite:///{os.path.relpath(database) if '?' in str(database) else database}"
+
+
+# Where MLflow keeps the place of artifacts, as the path that the folder had then.
+_PLACES = {
+    "experiments": ["artifact_location"],
+    "runs": ["artifact_uri"],
+    "logged_models": ["artifact_location"],
+    "model_versions": ["source", "storage_location"],
+}
+
+
+def _follow(database: Path) -> None:
+    """Have artifacts follow a folder that was moved, copied or mounted elsewhere: they lie beside the database.
+
+    Else new ones would go to the old place, and a copy would write into the original.
+    """
+    here = (database.parent / "mlruns").as_uri()
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        row = connection.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
+        there, _, last = (row[0] or "").rpartition("/") if row else ("", "", "")
+        if last != "0" or not there.startswith("file:") or there == here:
+            return  # where it was; or in a place that somebody has chosen
+        for table, columns in _PLACES.items():
+            for column in columns:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (here, len(there) + 1, len(there) + 1, f"{there}/"),
+                )
 
 
 def writer() -> str:

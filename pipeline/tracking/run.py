@@ -7,13 +7,13 @@ import getpass
 import json
 import math
 import re
-import subprocess
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.fetch.input_md5 import input_md5
+from pipeline.runtime import git
 from pipeline.runtime.dvc_md5 import dvc_md5
 from pipeline.tracking import database, models
 from refinenet.atomic import atomic_file
@@ -29,7 +29,8 @@ Call = dict[str, Any]  # a line of the spool
 class Recorder:
     """One run of MLflow. `advance` and `end` may fail at any point and be called again: each step is done once.
 
-    `problems`: what is wrong with single files, in words; everything else goes on.
+    `problems`: what is wrong with single files, in words; everything else goes on. `run`: MLflow's id, "" before it is
+    made.
     """
 
     def __init__(self, begin: Call) -> None:
@@ -43,7 +44,7 @@ class Recorder:
         self._steps: list[Callable[[], None]] = [self._open, self._describe, self._log_inputs]
         self._metrics: list[Metric] = []
         self._client: MlflowClient
-        self._experiment = self._run = ""  # ids of MLflow's
+        self._experiment = self.run = ""  # ids of MLflow's
         self._parent: Run | None = None  # of an evaluation: the training that wrote the weights
         self._last: dict[str, int] = {}  # curve -> last step that the run had when it was taken up again
         self._scores: dict[str, float] = {}  # "single/mean_iou", not of single classes
@@ -57,30 +58,30 @@ class Recorder:
 
     def advance(self, patience: float) -> None:
         """Write what has been said. Raises what MLflow raises, within `patience` seconds where an sqlite is locked."""
-        if self._database and self._run and self._steps:
+        if self._database and self.run and self._steps:
             database.check(self._database, patience)
         while self._steps:
             try:
                 self._steps[0]()
             except UserError as error:
-                if not self._run:
+                if not self.run:
                     raise
                 self.problems.append(str(error))
             del self._steps[0]
-        self._client.log_batch(self._run, metrics=self._metrics)
+        self._client.log_batch(self.run, metrics=self._metrics)
         self._metrics = []
 
     def end(self, status: str, at: int, patience: float) -> None:
         """Write the rest and how the run ended, at `at` (ms); keep its model if it ended well."""
         self.advance(patience)
-        if status == "KILLED" and self._client.get_run(self._run).data.tags["writer"] != database.writer():
+        if status == "KILLED" and self._client.get_run(self.run).data.tags["writer"] != database.writer():
             return  # The stage has been started again meanwhile, and the run is its successor's.
         if status == "FINISHED":
             if self._resume:
                 self._resume.unlink(missing_ok=True)
-            for run in [self._run, *([self._parent.info.run_id] if self._parent else [])]:
+            for run in [self.run, *([self._parent.info.run_id] if self._parent else [])]:
                 self._client.log_batch(run, metrics=_metrics(self._headline(), at))
-        self._client.set_terminated(self._run, status, at)
+        self._client.set_terminated(self.run, status, at)
         if status == "FINISHED" and self._weights:
             self._keep_model(self._weights, at)
 
@@ -103,23 +104,31 @@ class Recorder:
             if found.lifecycle_stage == "deleted":
                 client.restore_experiment(self._experiment)
         self._tags = {"stage": begin["kind"], "experiment": begin["experiment"], "writer": database.writer()}
-        self._tags |= {"mlflow.source.name": f"pipeline.{begin['kind']}", "mlflow.source.type": "LOCAL", **_git()}
+        self._tags |= {"mlflow.source.name": f"pipeline.{begin['kind']}", "mlflow.source.type": "LOCAL"}
+        try:
+            self._tags |= _git()
+        except UserError as error:
+            self._tags["git.problem"] = str(error)
+            if "not a git repository" not in str(error):  # who has none knows it; the tag says it
+                self.problems.append(f"the commit ({error})")
         with contextlib.suppress(OSError, KeyError):
             self._tags["mlflow.user"] = getpass.getuser()
         if self._weights:
             self._find_parent(self._weights)
         if earlier := self._earlier():
-            self._run = earlier.info.run_id
+            self.run = earlier.info.run_id
             for key in earlier.data.metrics:
-                self._last[key] = max(point.step for point in client.get_metric_history(self._run, key))
-            client.update_run(self._run, status="RUNNING")
+                self._last[key] = max(point.step for point in client.get_metric_history(self.run, key))
+            client.update_run(self.run, status="RUNNING")
         else:
             name = begin["experiment"] if begin["kind"] == "train" else f"evaluate {begin['experiment']}"
             made = client.create_run(self._experiment, start_time=begin["time"], tags=self._tags, run_name=name)
-            self._run = made.info.run_id
+            self.run = made.info.run_id
 
     def _earlier(self) -> Run | None:
-        """Find the run that a killed process of the same training began."""
+        """Find the run that a killed process of the same training began, or that was sent in part."""
+        if self.begin.get("run"):
+            return self._client.get_run(self.begin["run"])
         if not self._resume or not self._resume.is_file():
             return None
         from mlflow.exceptions import MlflowException
@@ -149,9 +158,9 @@ class Recorder:
 
         if self._resume:
             with atomic_file(self._resume) as part:
-                part.write_text(json.dumps({"run": self._run}) + "\n")
+                part.write_text(json.dumps({"run": self.run}) + "\n")
         params = [Param(name, value) for name, value in self._params.items()]
-        self._client.log_batch(self._run, params=params, tags=[RunTag(*tag) for tag in self._tags.items()])
+        self._client.log_batch(self.run, params=params, tags=[RunTag(*tag) for tag in self._tags.items()])
 
     def _log_inputs(self) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -170,9 +179,9 @@ class Recorder:
             if purpose.partition(",")[0].endswith(" data"):
                 own = path.name == self.begin["dataset"]
                 self._data["data.md5" if own else f"data.md5.{_name(path.name)}"] = dataset
-        self._client.log_inputs(self._run, datasets=datasets or None)
+        self._client.log_inputs(self.run, datasets=datasets or None)
         for tag, dataset in self._data.items():
-            self._client.set_tag(self._run, tag, dataset.digest)
+            self._client.set_tag(self.run, tag, dataset.digest)
 
     def _log(self, call: Call) -> None:
         step, values = call["step"], {_name(name): value for name, value in call["values"].items()}
@@ -184,11 +193,11 @@ class Recorder:
     def _artifact(self, call: Call) -> None:
         if not Path(call["path"]).is_file():
             raise UserError(f"{call['path']}: no such file")
-        self._client.log_artifact(self._run, call["path"], call["folder"] or None)
+        self._client.log_artifact(self.run, call["path"], call["folder"] or None)
 
     def _wrote(self, call: Call) -> None:
         self._tags["weights.md5"] = dvc_md5(Path(call["path"]))
-        self._client.set_tag(self._run, "weights.md5", self._tags["weights.md5"])
+        self._client.set_tag(self.run, "weights.md5", self._tags["weights.md5"])
         self._weights = Path(call["path"])
 
     def _headline(self) -> dict[str, float]:
@@ -201,7 +210,7 @@ class Recorder:
         from mlflow.entities import LoggedModelInput, Metric
 
         client, name, md5 = self._client, _name(self.begin["experiment"]).replace("/", "_"), self._tags["weights.md5"]
-        owner = self._parent.info.run_id if self._parent else self._run
+        owner = self._parent.info.run_id if self._parent else self.run
         params = self._parent.data.params if self._parent else self._params
         model = models.log_model(client, self._experiment, name, weights, md5, owner, params)
         if "mean_iou" not in (headline := self._headline()):
@@ -209,8 +218,8 @@ class Recorder:
         data = self._data.get("data.md5")
         where = (model.model_id, data.name, data.digest) if data else (model.model_id,)
         scores = [Metric(m.key, m.value, at, 0, *where) for m in _metrics(self._scores | headline, at)]
-        client.log_batch(self._run, metrics=scores)
-        client.log_inputs(self._run, models=[LoggedModelInput(model.model_id)])
+        client.log_batch(self.run, metrics=scores)
+        client.log_inputs(self.run, models=[LoggedModelInput(model.model_id)])
         tags = {"protocol": self.begin["headline"], "mean_iou": repr(headline["mean_iou"]), "weights.md5": md5}
         tags |= {"data.md5": data.digest if data else "", "dataset": self.begin["dataset"]}
         tags |= {"trained as": self.begin["experiment"], "profile": self._params.get("profile", "")}
@@ -231,16 +240,14 @@ def _name(name: str) -> str:
 
 
 def _git() -> dict[str, str]:
-    """Return the commit, and whether tracked files differ from it, other than those that the graph itself writes."""
+    """Return the commit, and whether tracked files differ from it, other than those that the graph itself writes.
+
+    Raises UserError with git's reason where it does not tell: no repository, nothing committed, a folder of another
+    user.
+    """
     written = [":(exclude)dvc.lock", ":(exclude)metrics", ":(exclude)results"]
     commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", ".", *written])
-    try:
-        commit, changed = (
-            subprocess.run(["git", "--no-optional-locks", *command], capture_output=True, check=True, timeout=60).stdout
-            for command in commands
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
+    commit, changed = (git.ask(*command) for command in commands)
     return {"mlflow.source.git.commit": commit.decode().strip(), "git.dirty": "true" if changed else "false"}
 
 

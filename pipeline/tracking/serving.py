@@ -20,8 +20,6 @@ from refinenet.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from refinenet.data.split import Array
-
 
 class Served:
     """What MLflow calls; one image at a time, whatever comes at once: PyTorch uses all cores for each."""
@@ -45,6 +43,7 @@ class Served:
         from mlflow.exceptions import MlflowException
 
         from pipeline.formats.label_images import indexed
+        from pipeline.formats.photo import decoded
         from refinenet.config import Protocol
 
         scales = tuple(float(scale) for scale in (params or {}).get("scales", (1.0,)))
@@ -56,28 +55,13 @@ class Served:
             for number, data in enumerate(table["image"]):
                 png = BytesIO()
                 with self._alone:
-                    image = _decoded(bytes(data), f"image {number}")
+                    image = decoded(BytesIO(bytes(data)), f"image {number}")
                     label = self._predictor.label_photo(image, protocol, f"image {number}")
                 indexed(label, self._predictor.palette).save(png, "png")
                 labels.append(png.getvalue())
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         return pd.DataFrame({"label": labels, "classes": [list(self._predictor.classes)] * len(labels)})
-
-
-def _decoded(data: bytes, where: str) -> Array:
-    """Decode the bytes of an image file: H x W x 3 uint8 RGB, upright. UserError where they are none."""
-    from PIL import Image, UnidentifiedImageError
-
-    from pipeline.formats.photo import as_seen
-
-    try:
-        with Image.open(BytesIO(data)) as picture:
-            return as_seen(picture)
-    except UnidentifiedImageError:
-        raise UserError(f"{where}: not an image of a kind that Pillow reads") from None
-    except Exception as error:  # Pillow's readers have no error type of their own: a broken file raises nearly anything
-        raise UserError(f"{where}: cannot be read ({' '.join(str(error).split())})") from None
 
 
 def _load_pyfunc(path: str, config: Mapping[str, Any]) -> Served:
