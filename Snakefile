@@ -4,27 +4,11 @@
 #   snakemake --cores 8 results/voc_table.csv    what this one file needs
 #
 # profiles/default/config.yaml sets the options.
-import sys
-
-from dvc.repo import Repo
-from filelock import FileLock, Timeout
-
 from pipeline import graph
-from refinenet.errors import UserError
+from pipeline.engine import Engine
 
-repo = Repo(".")
-graph.register_engine()
-try:
-    stages = graph.stages(repo)
-    if workflow.is_main_process:
-        # Of this process, so that a killed one leaves nothing behind that would have to be unlocked.
-        only_one = FileLock(".snakemake/refinenet.lock")
-        only_one.acquire(timeout=0)
-        graph.sync_mtimes(repo, stages)
-except UserError as error:
-    sys.exit(f"error: {error}")
-except Timeout:
-    sys.exit("error: another snakemake is at work in this folder; wait for it, then again")
+engine = Engine(workflow)
+stages = engine.stages
 
 
 rule all:
@@ -44,7 +28,7 @@ for stage in stages:
             [directory(o) if graph.is_folder(o) else o for o in stage.outputs],
         log:
             f".snakemake/stages/{stage.rule}.log",
-        threads: stage.cores(workflow.cores)
+        threads: stage.cores(workflow.resource_settings.cores or 1)
         resources:
             gpu=stage.gpus,
             mem_mb=stage.meta.get("memory", 1000),
@@ -61,14 +45,12 @@ for stage in stages:
 
 
 onstart:
-    # `jobs` is for executors that hand jobs to other machines.
-    elsewhere = workflow.resource_settings.nodes is not None
-    graph.check_machine(stages, [job.rule.name for job in workflow.dag.needrun_jobs()], elsewhere)
+    engine.on_start()
 
 
 onsuccess:
-    graph.commit_or_exit(repo, stages)
+    engine.on_end()
 
 
 onerror:
-    graph.commit_or_exit(repo, stages)
+    engine.on_end()
