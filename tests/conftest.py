@@ -6,23 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+from refinenet.portable import portable_arithmetic
+
+portable_arithmetic()  # before torch: a stage of profile mini that a test calls here wants it
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+THREADS = torch.get_num_threads()
 
 
 @pytest.fixture(autouse=True)
 def _torch_as_it_was() -> Iterator[None]:
     """Undo what a stage called in this process sets for the whole process; other operators run under it."""
-    threads, fill = torch.get_num_threads(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    deterministic, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
     yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", fill)  # noqa: B010 - no attribute a checker knows
+    # As PyTorch starts: a fixture of a module may have set it before this one looked.
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(False)
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # noqa: B010 - no attribute a checker knows
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The benchmark that trains: from data and weights to scores, sheets and tables, and on where it was stopped."""
+"""Benchmarks that write what others read: of trainings, and of a GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,3 +68,39 @@ def test_learning_trains_scores_and_shows(tmp_path: Path) -> None:
     drawn = run("--show", "--picture", "picture.png")
     assert drawn.count("| 3 x 2 |") == 2
     assert (tmp_path / "picture.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_gpu_writes_its_page_and_goes_on_after_a_failure(tmp_path: Path) -> None:
+    """On a CPU and a thin network, from refinenet/ alone; a section whose images are missing is a line of the page."""
+    folder = str(ROOT / "benchmarks")
+    program = f"""
+import runpy, sys
+sys.path.insert(0, {folder!r})
+sys.argv = ["gpu.py", *sys.argv[1:]]
+runpy.run_path({folder + "/gpu.py"!r}, run_name="__main__")
+there = {{name.partition(".")[0] for name in sys.modules}}
+assert not there & {{"pipeline", "dvc", "mlflow", "snakemake", "pydantic", "yaml", "onnxruntime"}}, there
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(*words: str) -> tuple[str, dict[str, Any]]:
+        command = [sys.executable, "-c", program, "--device", "cpu", "--thin", "--to", "out", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        page = (tmp_path / "out/gpu.md").read_text()
+        assert page.strip() == done.stdout.strip()
+        return page, json.loads((tmp_path / "out/gpu.json").read_text())
+
+    page, rates = run()
+    assert "failed" not in page.lower()
+    assert page.count("\n## ") == 9
+    assert {row["batch"] for row in rates["training"]} == {1, 2}
+    numbers = [row["images_per_second"] for kind in ("training", "evaluation", "whole_training") for row in rates[kind]]
+    assert len(numbers) == 8 + 3 + 3
+    assert min(*numbers, *rates["matrix"].values(), rates["bytes"], rates["launches"], rates["crops_per_second"]) > 0
+    assert rates["same_bytes"] is True
+    page, rates = run("--only", "real", "floors", "--split", "missing.arrow")
+    assert "Failed: missing.arrow: " in page
+    assert page.index("Failed") < page.index("| product of two ")
+    assert rates["matrix"]

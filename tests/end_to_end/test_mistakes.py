@@ -124,7 +124,7 @@ PARAMS = {
     "profile": (
         "profile: mini",
         "profile: maxi",
-        r"params\.yaml: profile is 'maxi', .* there are learning, mini, modern, own, paper",
+        r"params\.yaml: profile is 'maxi', .* there are evening, fit, learning, mini, modern, own, paper",
     ),
     "data set": ("  - voc\n", "  - vok\n", r"profiles/mini\.yaml: sources\.vok is missing"),
     "YAML": ("datasets:", "datasets: [", r"params\.yaml: not YAML: "),
@@ -190,8 +190,8 @@ def test_a_wrong_key_stops_a_stage_that_is_started_alone(project: Path) -> None:
         ("download", "voc, context, person"),
         ("prepare", "voc, context, person"),
         ("weights", "resnet50, resnet101, resnet152"),
-        ("train", "person-res50-nopool, person-res50"),
-        ("evaluate", "person-res50-nopool, person-res50"),
+        ("train", "`refinenet trace` lists them"),
+        ("evaluate", "`refinenet trace` lists them"),
         ("tabulate", "person, ablation, nyud"),
     ],
 )

@@ -148,6 +148,17 @@ def test_gpus_for_the_cluster() -> None:
     assert gpus({"device": "cpu", "recipe": {"num_processes": 4}}) == 0
 
 
+def test_as_many_cores_as_threads_where_the_processor_computes() -> None:
+    """Else Snakemake starts two trainings of two threads at once on two cores, and all four wait for each other."""
+
+    def cores(**chosen: Any) -> int:
+        return Stage("a", "a", "a", (), (), (), {"train.a": chosen}, {"gpu": 1}, False).cores(8)
+
+    assert cores(device="cpu", threads=2) == 2
+    assert cores(device="cpu", threads=32) == 8
+    assert cores(device="cpu", threads=1) == cores(device="cuda", threads=4) == cores() == 1
+
+
 def test_gpus_are_taken_for_all_processes_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_free_memory", lambda: {"a": 3, "b": 9, "c": 5})
     monkeypatch.setattr(device.tempfile, "gettempdir", lambda: str(tmp_path))

@@ -28,4 +28,4 @@ def test_from_local_archives_to_the_table(real: Path, tmp_path: Path) -> None:
     assert metrics["most_frequent"]["pixel_accuracy"] == pytest.approx(0.7085433262025572, abs=1e-12)
     with (project / "results" / "voc_table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len([row for row in rows if "not a reproduction" in " ".join(map(str, row.values()))]) == 3
+    assert len([row for row in rows if "not comparable" in " ".join(map(str, row.values()))]) == 3

@@ -68,7 +68,7 @@ def test_every_reason_is_one(project: Path) -> None:
     """A list with reasons for what is not changed would hide what will be changed one day."""
     own = {"leaves": {"images": "photos", "masks": "masks", "classes": ["soil", "leaf"]}}
     paper = yaml.safe_load(Path("profiles/paper.yaml").read_text())
-    lengths = {**paper["datasets"], "leaves": {"train": {"steps": 10}}}
+    lengths = {**paper["datasets"], "leaves": {"train": {"steps": 10, "hold_out": 0.1}}}
     models = {"nyud-res50": {"url": "file:///none.safetensors"}}
     Path("profiles/all.yaml").write_text(yaml.safe_dump({**paper, "own": own, "models": models, "datasets": lengths}))
     params = yaml.safe_load(Path("params.yaml").read_text())
@@ -187,7 +187,7 @@ def test_a_rehearsal_says_what_failed_and_goes_on(project: Path) -> None:
     few = {"nyud-res50": params["experiments"]["nyud-res50"], "person-res50": params["experiments"]["person-res50"]}
     few["leaves-res50"] = {"data": "leaves", "start": "resnet50"}
     changes = {"datasets": ["nyud", "person"], "backbones": ["resnet50"], "tables": [], "own": ["leaves"]}
-    changes |= {"experiments": copy.deepcopy(few), "pretrainings": {}, "profile": "trial"}
+    changes |= {"further": [], "experiments": copy.deepcopy(few), "pretrainings": {}, "profile": "trial"}
     Path("params.yaml").write_text(yaml.safe_dump({**params, **changes}))
     own = {"leaves": {"images": "photos", "masks": "masks", "classes": ["soil", "leaf"]}}
     broken = {"person": {"network": {"width": 3}, "train": {"crop": 8, "scales": [0.01]}}}

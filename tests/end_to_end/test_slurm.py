@@ -155,8 +155,8 @@ def test_two_nodes_at_once_and_killed_jobs_end_in_the_same_bytes(tmp_path: Path,
 @pytest.mark.slow
 @pytest.mark.services
 def test_a_training_that_was_warned_is_begun_again(tmp_path: Path, slurm: dict[str, str]) -> None:
-    """The sbatch line of docs/cluster.md: SIGTERM, exit code 75, requeued by RequeueExit=75, the same bytes."""
-    page = (ROOT / "docs/cluster.md").read_text()
+    """The sbatch line of docs/how-to/cluster.md: SIGTERM, exit code 75, requeued by RequeueExit=75, the same bytes."""
+    page = (ROOT / "docs/how-to/cluster.md").read_text()
     (line,) = re.findall(r"^ +(sbatch .*)$", page, re.M)
     name = TRAININGS[0]
     whole, project = tmp_path / "whole", tmp_path / "project"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from chosen_profile import choose
 from safetensors.torch import load_file
 from small_project import ROOT
 
-from pipeline import download, prepare, settings, train, weights
+from pipeline import download, prepare, train, weights
 from refinenet.data.split import Split
 from refinenet.training import initial
 
@@ -48,13 +48,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         prepare.run(name)
     weights.run("resnet101")
     return tmp_path
-
-
-def choose(profile: dict[str, Any]) -> None:
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    Path("params.yaml").write_text(yaml.safe_dump({**params, "profile": "tiny"}))
-    Path("profiles/tiny.yaml").write_text(yaml.safe_dump(profile))
-    settings.run()
 
 
 def steps(name: str) -> list[int]:

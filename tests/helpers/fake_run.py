@@ -54,6 +54,7 @@ def scores(experiment: str, profile: str = "mini") -> dict[str, Any]:
         "dataset": dataset,
         "split": "val",
         "profile": profile,
+        "drawn": profile == "mini",
         "images": 12,
         "seed": 0,
         "network": {"backbone": "resnet101", "cascade": "four", "pools": 2, "width": 8},
@@ -68,6 +69,15 @@ def write_metrics(root: Path, experiments: list[str], profile: str = "mini") -> 
         file = root / "metrics" / experiment.partition("-")[0] / f"{experiment}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+    write_comparable(root, profile)
+
+
+def write_comparable(root: Path, *profiles: str, comparable: bool | None = None) -> None:
+    """What the tables read of settings.json: which profiles are comparable; by default all but mini."""
+    file = root / "settings.json"
+    told = json.loads(file.read_text()) if file.exists() else {}
+    told["tables"] = {one: {"comparable": one != "mini" if comparable is None else comparable} for one in profiles}
+    file.write_text(json.dumps(told, indent=1))
 
 
 def scene(draw: np.random.Generator, count: int, height: int, width: int) -> tuple[Array, Array]:
@@ -143,6 +153,7 @@ def write_settings(root: Path, profile: str = "mini") -> None:
     archive = {"url": url, "size": 1_234_567, "md5": "0" * 32, "sha256": "1" * 64}
     published = {"archives": {"archive.zip": archive}, "rendered": None}
     told = {
+        "tables": {profile: {"comparable": profile != "mini"}},
         "download": dict.fromkeys(COUNTS, rendered if profile == "mini" else published),
         "evaluate": {name: {"protocols": {"multi": {}, "single": {}}, "pictures": 3} for name in all_experiments()},
         "train": {name: training(name) for name in [*all_experiments(), "voc-res101-coco", "voc-res152-coco"]},

@@ -64,6 +64,9 @@ def write_run(root: Path) -> None:
         with write_split(root / "data/leaves" / f"{split}.arrow", Schema("leaves", split, CLASSES, palette)) as writer:
             for i in range(count):
                 writer.add(f"{split} {i}", *fake_run.scene(draw, len(CLASSES), 48, 64))
+    near = {"val": 2, "found": 1, "examples": [["val 1", "train 0", 9]]}
+    checks = {"near_duplicates": near, "groups": {"train": 3, "val": 2, "both": ["north"]}}
+    (root / "data/leaves/checks.json").write_text(json.dumps(checks))
     for folder in ("data/raw/leaves", "models", "curves", "results"):
         (root / folder).mkdir(parents=True)
     (root / "data/raw/leaves/leaves.zip").write_bytes(draw.bytes(1000))

@@ -74,6 +74,7 @@ def make(folder: Path, profile: str) -> Path:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["profile"] = "test"
     params["datasets"] = ["voc"]
+    params["further"] = []
     params["backbones"] = ["resnet50", "resnet101", "resnet152"]
     params["pretrainings"] = {}
     params["experiments"] = {

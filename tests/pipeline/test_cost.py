@@ -36,7 +36,8 @@ def test_counted_in_the_network() -> None:
     _, _, held = cost.counted(json.dumps(THIN), 5, 64, batch=2)
     model = RefineNet(5, **THIN).train()
     images, labels = torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.uint8)
-    assert held == activation_bytes(lambda: pixel_loss(model(images), labels))
+    # Counted as a GPU has it, which resizes by two products and keeps a map between them for a moment.
+    assert held == pytest.approx(activation_bytes(lambda: pixel_loss(model(images), labels)), rel=0.01)
 
 
 def test_one_convolution_by_hand() -> None:
@@ -68,14 +69,18 @@ def test_evaluation_and_disk_by_hand() -> None:
     params, profile, _ = cost.read("paper")
     views = 0.8**2 + (0.6**2 + 0.8**2 + 1.0**2)
     # NYUDv2: a short edge of 480 is within 450 to 600, so 1.2 times the image.
-    pixels, waiting = cost.tested("a", profile, params.experiments["nyud-res50"], Recipe(steps=1))
+    pixels, waiting = cost.tested("a", profile, params.experiments["nyud-res50"], Recipe(steps=1), "here")
     assert pixels == pytest.approx(654 * 480 * 640 * 1.2**2 * views)
     assert waiting == 0
     # VOC: 375 is brought to 450 first, and the CRF's protocol is its own.
     views += 0.6**2 + 0.8**2 + 1.0**2
-    pixels, waiting = cost.tested("a", profile, params.experiments["voc-res101"], Recipe(steps=1))
+    pixels, waiting = cost.tested("a", profile, params.experiments["voc-res101"], Recipe(steps=1), "here")
     assert pixels == pytest.approx(1449 * 375 * 500 * (1.2 * 450 / 375) ** 2 * views)
     assert waiting == pytest.approx(1449 * 4.4)
+    # CamVid: 360 is brought to 450, too; it is scored on its 233 test images, which have labels.
+    pixels, _ = cost.tested("a", profile, params.experiments["camvid-res50"], Recipe(steps=1), "here")
+    assert pixels == pytest.approx(233 * 360 * 480 * (1.2 * 450 / 360) ** 2 * (views - 0.6**2 - 0.8**2 - 1.0**2))
+    assert cost.prepared(["camvid"]) == 4 * 360 * 480 * (367 + 101 + 233)
     size, unknown = cost.archives(profile)
     assert unknown == ["59_labels.txt", "pascal_person_part.zip"]
     assert 42e9 < size < 44e9  # the README's 43 GB
@@ -97,9 +102,9 @@ def test_what_cannot_be_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_and_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    page = ROOT / "docs" / "cost.md"
+    page = ROOT / "docs/explanation/cost.md"
     text = cost.tell("paper", "h100", None, None)
-    assert page.read_text() == cost.rewrite(page, text), "python -m pipeline.cost --page docs/cost.md"
+    assert page.read_text() == cost.rewrite(page, text), "python -m pipeline.cost --page docs/explanation/cost.md"
     # A rate is that of the reference network: a training of another is longer by its multiply-adds.
     cost.main(["--rate", "100", "--gpus", "2"])
     told = capsys.readouterr().out
@@ -113,3 +118,32 @@ def test_the_page_and_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert "A100 80GB at 10 % of its float32 peak" in capsys.readouterr().out
     cost.main(["--profile", "modern"])
     assert "H100 SXM at 35 % of its bfloat16 peak" in capsys.readouterr().out
+
+
+def test_rates_that_were_measured_by_batch_and_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "gpu.json"
+    row = {"variant": "x", "precision": "bfloat16", "plain": True}
+    rows = [
+        {**row, "batch": batch, "images_per_second": rate} for batch, rate in ((1, 40), (1, 50), (8, 200), (32, 300))
+    ]
+    rows.append({**row, "batch": 16, "images_per_second": 900, "plain": False})  # a CUDA graph: no stage takes it
+    path.write_text(json.dumps({"device": "a GPU", "thin": False, "training": rows}))
+    read = cost.measured_rates(path)
+    for batch, rate in ((1, 50), (7, 50), (8, 200), (16, 200), (64, 300)):
+        assert cost.measured_rate(read, "bfloat16", batch, path) == rate
+    with pytest.raises(UserError, match=r"gpu\.json: has no training step in float32"):
+        cost.measured_rate(read, "float32", 1, path)
+    # A training of the reference network, of 720,000 crops: an hour at 200 images/s.
+    work = cost.Work("w", 480, 1e9, 720_000, 0.0, 0.0, 1.0, 1, 16, "bfloat16", None)
+    monkeypatch.setattr(cost, "works", lambda *given: [work])
+    monkeypatch.setattr(cost, "counted", lambda *given: (1e9, 1, 1.0))
+    cost.main(["--profile", "modern", "--measured", str(path)])
+    told = capsys.readouterr().out
+    assert "Measured on a GPU: 200.0 images/s in bfloat16 at a batch of 16 for RefineNet-101" in told
+    assert "| `w` | 480 | 1 | 720,000 | 1.0 |" in told
+    for text in ("{", "[]", '{"training": []}', json.dumps({"device": "x", "thin": True, "training": rows})):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"gpu\.json: expected gpu.json of benchmarks/gpu.py"):
+            cost.measured_rates(path)

@@ -31,7 +31,7 @@ from refinenet.errors import UserError
 
 Array = npt.NDArray[Any]
 CLASS_COUNTS = {"voc": 21, "context": 60, "person": 7, "nyud": 40, "sunrgbd": 37, "cityscapes": 19, "ade20k": 150}
-CLASS_COUNTS["coco"] = 21
+CLASS_COUNTS |= {"coco": 21, "camvid": 11}
 
 
 @pytest.mark.parametrize("name", datasets.NAMES)
@@ -41,8 +41,10 @@ def test_tables(name: str) -> None:
     assert len(set(dataset.CLASSES)) == len(dataset.CLASSES), "a score is filed under its class's name"
     assert all(name == name.strip() for name in dataset.CLASSES)
     assert all(len(colour) == 3 and set(colour) <= set(range(256)) for colour in dataset.PALETTE)
-    splits = {"voc": ["train", "train_voc", "val", "test"], "cityscapes": ["train", "val", "test"], "coco": ["train"]}
+    splits = {"voc": ["train", "train_voc", "val", "test"], "coco": ["train"]}
+    splits |= {three: ["train", "val", "test"] for three in ("cityscapes", "camvid")}
     assert list(dataset.COUNTS) == splits.get(name, ["train", "val"])
+    assert datasets.evaluated(name) == ("test" if name == "camvid" else "val")
 
 
 def test_unknown_data_set() -> None:

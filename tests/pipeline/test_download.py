@@ -25,7 +25,6 @@ from http_server import DATA, MD5, Handler, Server, serve
 from pipeline import download, prepare
 from pipeline.config import resolve
 from pipeline.fetch import checksums, http
-from pipeline.runtime.dvc_md5 import dvc_md5
 from refinenet.data.split import Split
 from refinenet.errors import UserError
 
@@ -220,13 +219,13 @@ def test_what_nothing_vouches_for_is_recorded_and_a_change_is_told(
     server.answer = lambda handler, n: handler.send(DATA if handler.path == "/x.tar" else b"1: dog\n")
     download.run("voc")
     first = hashlib.md5(b"1: dog\n").hexdigest()
-    told = f"voc: labels.txt: no published checksum; md5 {first}, recorded in dvc.lock with data/raw/voc\n"
+    told = f"voc: labels.txt: no published checksum; md5 {first}, recorded in data/raw/voc.json\n"
     assert told in capsys.readouterr().err
 
     recorded = json.loads(json.dumps(asdict(resolve.load("download", "voc"))))
     entry = {
         "params": {"settings.json": {"download.voc": recorded}},
-        "outs": [{"path": "data/raw/voc", "md5": (before := dvc_md5(RAW)), "nfiles": 2}],
+        "outs": [{"path": "data/raw/voc.json", "md5": (before := md5(download.record("voc")))}],
     }
     Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"download@voc": entry}}))
     shutil.rmtree("data")
@@ -237,9 +236,8 @@ def test_what_nothing_vouches_for_is_recorded_and_a_change_is_told(
     shutil.rmtree("data")
     download.run("voc")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f"warning: data/raw/voc: md5 {dvc_md5(RAW)}, dvc.lock recorded {before} for the same settings"
-    )
+    now = md5(download.record("voc"))
+    assert line.startswith(f"warning: data/raw/voc.json: md5 {now}, dvc.lock recorded {before} for the same settings")
     assert f"labels.txt (md5 {md5(RAW / 'labels.txt')})" in line
     assert "a.tar" not in line
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,18 @@ def count(name: str, protocol: Protocol) -> tuple[dict[str, Any], Any]:
         "pixel_accuracy": hits.sum() / truth.sum(),
     }
     return values, table
+
+
+def test_the_split_of_the_settings_is_scored(inside: Told) -> None:
+    """The last image alone, under another name, with another score."""
+    found = Split(Path("data/voc/val.arrow"))
+    with write_split(Path("data/voc/test.arrow"), replace(found.schema, split="test")) as writer:
+        writer.add("alone", found[COUNT - 1].image, found[COUNT - 1].label)
+    every, alone = run("voc-thin"), run("voc-thin", split="test")
+    assert [(one["split"], one["images"]) for one in (every, alone)] == [("val", COUNT), ("test", 1)]
+    assert every["protocols"]["single"]["mean_iou"] != alone["protocols"]["single"]["mean_iou"]
+    with pytest.raises(UserError, match=r"^data/voc/other\.arrow: no such file"):
+        run("voc-thin", split="other")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -604,7 +604,7 @@ def test_the_command_says_in_one_line_what_it_did(here: Path, capsys: pytest.Cap
         "stride in the 1x1 -> models/person-res101.safetensors\n"
     )
     assert load("models/person-res101.safetensors")[1]["short_edge"] == [450, 800]
-    with pytest.raises(UserError, match=r"^models/person-res101\.safetensors: exists already; --output PATH"):
+    with pytest.raises(UserError, match=r"^models/person-res101\.safetensors: exists already; --to FILE"):
         weights.import_finished_weights(["net.mat"])
     weights.import_finished_weights(["net.mat", "--output", "elsewhere/a.safetensors"])
     assert Path("elsewhere/a.safetensors").is_file()

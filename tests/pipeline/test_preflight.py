@@ -109,7 +109,9 @@ def test_a_training_says_at_its_start_what_its_evaluation_will_lack(paper: Path)
 
 def test_dvc_repro_of_everything_stops_before_anything_is_written(paper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "dvc_targets", list)
-    with pytest.raises(UserError, match=r"^profiles/paper\.yaml: pydensecrf2 is missing.* \(and \d+ more: `python -m"):
+    with pytest.raises(
+        UserError, match=r"^profiles/paper\.yaml: pydensecrf2 is missing.* \(and \d+ more: `refinenet preflight"
+    ):
         settings.run()
     assert not Path("settings.json").exists()
     monkeypatch.setattr(cli, "dvc_targets", lambda: ["table-nyud"])

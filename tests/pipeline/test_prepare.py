@@ -6,6 +6,8 @@ import gc
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -25,9 +27,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from tiny_archives import Files, cell, gtcls, jpeg, mat, png
 
-from pipeline import datasets, prepare
+from pipeline import datasets, download, prepare
 from pipeline.datasets import ade20k, nyud
 from pipeline.formats import archive as members
+from pipeline.runtime.dvc_md5 import md5_of_file
 from refinenet.data.split import Schema, Split
 from refinenet.data.writer import write_split
 from refinenet.errors import UserError
@@ -416,7 +419,8 @@ def test_as_a_command(project: Path) -> None:
     code = "import sys, pipeline.prepare as p; sys.argv[1:] = ['ade20k']; p.main(p.run, p.__doc__, 'X')"
     check = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
     done = subprocess.run([sys.executable, "-c", check], cwd=project, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+    assert (done.returncode, done.stdout) == (0, "data/ade20k: train 1, val 1 images\nFalse\n")
+    assert re.fullmatch(r"warning: ade20k: 1 of 150 classes without a pixel in val: river; .*\n", done.stderr)
     assert len(Split(project / "data/ade20k/val.arrow")) == 1
     (project / "data/raw/ade20k" / ADE_ZIP).write_bytes(b"")
     done = subprocess.run(
@@ -471,3 +475,30 @@ def test_nothing_of_an_image_is_kept_once_it_is_written(tmp_path: Path) -> None:
         del image, label
         gc.collect()
         assert all(reference() is None for reference in alive)
+
+
+def test_archives_are_those_that_were_recorded(project: Path) -> None:
+    """Without archives but with their record, as after `dvc pull`, they are brought; another one is refused."""
+    drawn = {"person": {"rendered": {"train": 2, "val": 1, "height": 40, "width": 48}}}
+    Path("settings.json").write_text(json.dumps({"download": drawn, "prepare": {"person": {}}}))
+    download.run("person")
+    prepare.run("person")
+    splits = {path.name: path.read_bytes() for path in Path("data/person").iterdir()}
+    record = Path("data/raw/person.json")
+    recorded = json.loads(record.read_bytes())
+    assert all(md5_of_file(Path("data/raw/person", name)) == one["md5"] for name, one in recorded.items())
+    before = record.stat().st_mtime_ns
+    for folder in ("data/raw/person", "data/person"):
+        shutil.rmtree(folder)
+    prepare.run("person")
+    assert {path.name: path.read_bytes() for path in Path("data/person").iterdir()} == splits
+    assert record.stat().st_mtime_ns == before, "an input of the stage has become newer than its output"
+
+    archive = Path("data/raw/person") / sorted(recorded)[0]
+    archive.write_bytes(archive.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=rf"^{archive}: md5 \w+, {record} has \w+; `python -m "):
+        prepare.run("person")
+    archive.unlink()
+    with pytest.raises(UserError, match=rf"^{archive}: no such file, {record} has it; "):
+        prepare.run("person")
+    assert {path.name: path.read_bytes() for path in Path("data/person").iterdir()} == splits

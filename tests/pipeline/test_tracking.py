@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder to work in, with data, weights and a picture, and no database yet."""
+    """A project folder to work in, with data, weights and a picture, in git, and no database yet."""
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -36,7 +41,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data" / "train.arrow").write_bytes(b"images")
     (tmp_path / "weights").write_bytes(b"numbers")
     (tmp_path / "0.png").write_bytes(b"picture")
+    commit(tmp_path)
     return tmp_path
+
+
+def commit(folder: Path) -> None:
+    for command in (["init", "-q"], ["add", "0.png"], ["commit", "-q", "-m", "x"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], check=True, cwd=folder)
 
 
 def open_database(root: Path) -> MlflowClient:
@@ -210,9 +221,6 @@ def test_a_run_whose_stage_and_writer_were_killed_is_closed_by_whoever_looks_nex
 
 
 def test_evaluation_hangs_under_the_training_that_wrote_its_weights(project: Path) -> None:
-    for command in (["init", "-q"], ["add", "0.png"], ["commit", "-q", "-m", "x"]):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        subprocess.run(["git", *identity, *command], check=True)
     (project / "0.png").write_bytes(b"changed")
     with track("train", "voc-res101", "voc", {"pools": 2}, {}) as run:
         run.wrote(project / "weights")
@@ -385,6 +393,138 @@ def test_a_writer_that_was_killed_and_a_picture_that_is_missing(
     assert run.info.status == "FINISHED"
     assert curve(project, run, "loss") == [(8, 1.0)]
     assert [picture.path for picture in open_database(project).list_artifacts(run.info.run_id)] == ["0.png"]
+
+
+def one_run() -> None:
+    with track("train", "voc-res101", "voc", {}, {}) as run:
+        run.artifact(Path("0.png"), "predictions")
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_artifacts_follow_the_folder(how: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of runs from before; what a copy records does not go into the original."""
+    here = project / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    shutil.copy(project / "0.png", here)
+    commit(here)
+    one_run()
+    there = project / "there? 100% {x} #1 \u0444"
+    if how == "moved":
+        here.rename(there)
+    else:
+        shutil.copytree(here, there)
+    before = sorted(path for path in here.rglob("*") if ".git" not in path.parts)
+    monkeypatch.chdir(there)
+    one_run()
+    with sqlite3.connect(there / "mlflow.db") as database:
+        places = [row[0] for row in database.execute("SELECT artifact_uri FROM runs")]
+    assert len(places) == 2
+    assert all(place.startswith((there / "mlruns").as_uri() + "/") for place in places)
+    assert all(Path(url2pathname(urlsplit(place).path), "predictions/0.png").is_file() for place in places)
+    assert sorted(path for path in here.rglob("*") if ".git" not in path.parts) == before
+    assert sorted(path.name for path in there.iterdir() if not path.name.startswith(".")) == sorted(
+        ["0.png", "mlflow.db", "mlflow.db.lock", "mlruns"]
+    )
+
+
+def no_repository(project: Path) -> str:
+    shutil.rmtree(project / ".git")
+    return "not a git repository"
+
+
+def no_commit(project: Path) -> str:
+    shutil.rmtree(project / ".git")
+    subprocess.run(["git", "init", "-q"], check=True)
+    return "HEAD"
+
+
+def no_git(project: Path) -> str:
+    os.environ["PATH"] = str(project)
+    return "git is not installed"
+
+
+def of_another_user(project: Path) -> str:
+    if os.getuid() != 0:
+        pytest.skip("wants root, to give the folder away")
+    for path in (project, project / ".git"):
+        os.chown(path, 12345, 12345)
+    return "dubious ownership"
+
+
+@pytest.mark.parametrize("spoil", [no_repository, no_commit, no_git, of_another_user])
+def test_a_run_without_its_commit_says_why(
+    spoil: Callable[[Path], str],
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
+    monkeypatch.setenv("HOME", str(project))
+    reason = spoil(project)
+    with track("train", "voc-res101", "voc", {}, {}):
+        pass
+    err = capfd.readouterr().err
+    if spoil is no_repository:  # who has none knows it
+        assert err == ""
+    else:
+        assert err.startswith("warning: MLflow lacks (part of) this run: the commit (")
+        assert err.count("\n") == 1
+        assert reason in err
+    assert reason in runs(project)[0].data.tags["git.problem"]
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that knows nobody, as `mlflow server --app-name basic-auth` says it."""
+
+    def refuse(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"You are not authenticated.")
+
+    do_GET = do_POST = refuse  # noqa: N815 - the server's names
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_refusal_is_told_at_once_and_what_was_not_sent_is_kept(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(tracking, "PATIENCE", 0.5)
+    told = ""
+
+    def hear() -> bool:
+        nonlocal told
+        told += capfd.readouterr().err
+        return "warning: MLflow refuses this run: " in told
+
+    with track("train", "voc-res101", "voc", {"pools": 2}, {}) as run:
+        until(hear)  # while there is something to save
+        assert "You are not authenticated." in told
+        run.log(3, loss=1.0)
+        run.artifact(project / "0.png")
+        run.wrote(project / "weights")
+    server.shutdown()
+    assert "`refinenet tracking send` sends it" in capfd.readouterr().err
+    (kept,) = (project / "mlflow-unsent").iterdir()
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=rf"^mlflow-unsent/{kept.name}: not sent: "):
+        __main__.main(["send"])
+    assert kept.is_file()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    __main__.main(["send"])
+    assert not kept.exists()
+    (sent,) = runs(project)
+    assert (sent.info.status, sent.data.params) == ("FINISHED", {"pools": "2"})
+    assert curve(project, sent, "loss") == [(3, 1.0)]
+    assert sent.data.tags["weights.md5"] == dvc_md5(project / "weights")
 
 
 def test_only_rank_0_records(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
