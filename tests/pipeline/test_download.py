@@ -147,24 +147,31 @@ def test_four_at_once(server: Server) -> None:
 
 
 def test_two_data_sets_fetch_one_address_once(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    begun = threading.Event()
+    begun, waiting = threading.Event(), threading.Event()
 
     def answer(handler: Handler, n: int) -> None:
         begun.set()
-        time.sleep(1.0)
+        assert waiting.wait(300)
         handler.send()
 
     server.answer = answer
     for name in ("context", "person"):
         use({"voc2010.tar": {"url": server.url, "md5": MD5}}, name=name)
-    first = threading.Thread(target=download.run, args=("context",))
+    first, second = (threading.Thread(target=download.run, args=(name,)) for name in ("context", "person"))
     first.start()
-    assert begun.wait(20)
-    download.run("person")
+    assert begun.wait(300)
+    second.start()
+    said = ""
+    while "waiting" not in said:
+        assert second.is_alive()
+        time.sleep(0.02)
+        said += capsys.readouterr().err
+    waiting.set()
     first.join()
+    second.join()
     assert len(server.requests) == 1
     assert Path("data/raw/person/voc2010.tar").samefile("data/raw/context/voc2010.tar")
-    assert "voc2010.tar: another stage is fetching it; waiting\n" in capsys.readouterr().err
+    assert "voc2010.tar: another stage is fetching it; waiting\n" in said
 
 
 def test_the_sum_must_fit_before_the_first_byte(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from pipeline.runtime.cli import EXIT_HELD, HeldError, Terminated
 from pipeline.runtime.lease import Holder, only_one, unchanged_since
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = 300  # seconds; no test waits for them in vain
 FOREIGN = Holder("node7", "another boot", 1, "5", "2026-11-29 01:00:00 UTC", "digest", "token")
 # What another process runs: holds the lease until its input ends, and says when it has it.
 SCRIPT = """
@@ -121,29 +122,24 @@ def test_a_killed_one_of_this_machine_is_followed_at_once(
 
 
 @pytest.mark.parametrize("clock", [-(10**6), 10**6])
-def test_another_machine_is_judged_by_its_renewals_not_by_its_clock(path: Path, clock: float) -> None:
+def test_another_machine_is_judged_by_its_renewals_not_by_its_clock(
+    path: Path, clock: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(path, FOREIGN)
     now = time.time() + clock
     os.utime(path, (now, now))
-    over = threading.Event()
+    sleep, looks = time.sleep, count(1)
 
-    def renew() -> None:
-        seconds = 0
-        while not over.wait(0.1):
-            seconds += 1
-            os.utime(path, (now + seconds, now + seconds))
+    def renewed_meanwhile(seconds: float) -> None:
+        sleep(seconds)
+        later = now + next(looks)
+        os.utime(path, (later, later))
 
-    renewing = threading.Thread(target=renew)
-    renewing.start()
-    try:
-        with (
-            pytest.raises(HeldError, match="by process 1 on node7 since 2026-11-29 01:00:00 UTC"),
-            only_one(path, "voc", "digest"),
-        ):
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", renewed_meanwhile)
+        who = "by process 1 on node7 since 2026-11-29 01:00:00 UTC"
+        with pytest.raises(HeldError, match=who), only_one(path, "voc", "digest"):
             pass
-    finally:
-        over.set()
-        renewing.join()
     begun = time.monotonic()
     with only_one(path, "voc", "digest"):
         assert time.monotonic() - begun >= lease.GONE * lease.PERIOD
@@ -163,7 +159,7 @@ def test_of_many_that_take_over_at_once_one_does(path: Path, start: Callable[...
     """Six processes find the lease of a machine that is gone; the others are refused, or wait in turn."""
     put(path, FOREIGN)
     running = [start("wait", 1.0) for _ in range(6)]
-    end = time.monotonic() + 120
+    end = time.monotonic() + LONG
     done: list[int] = []
     while len(done) < 6:
         assert time.monotonic() < end
@@ -197,7 +193,7 @@ def test_who_takes_a_living_one_away_puts_it_back(path: Path) -> None:
 def test_it_is_renewed_and_removed_however_the_block_ends(path: Path) -> None:
     with only_one(path, "voc", "digest"):
         before = path.stat().st_mtime_ns
-        end = time.monotonic() + 10
+        end = time.monotonic() + LONG
         while path.stat().st_mtime_ns == before:
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -244,7 +240,7 @@ def test_who_was_taken_for_dead_ends(path: Path, start: Callable[..., subprocess
     os.kill(first.pid, signal.SIGSTOP)
     put(path, FOREIGN)
     os.kill(first.pid, signal.SIGCONT)
-    assert first.wait(60) == EXIT_HELD
+    assert first.wait(LONG) == EXIT_HELD
     assert first.stderr is not None
     assert (
         first.stderr.read()
@@ -259,7 +255,7 @@ def test_a_lease_that_somebody_removed_comes_back(path: Path, start: Callable[..
     before = path.read_bytes()
     path.unlink()
     path.parent.rmdir()
-    end = time.monotonic() + 10
+    end = time.monotonic() + LONG
     while not path.exists():
         assert first.poll() is None
         assert time.monotonic() < end

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+LONG = 300  # seconds; no test waits for them in vain
 QUIET = ["disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync"]
 
 pytestmark = [
@@ -81,7 +82,7 @@ def server(project: Path) -> Iterator[str]:
             command, cwd=project, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
         )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + LONG
         while True:
             with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
                 if answer.status == 200:
@@ -94,10 +95,10 @@ def server(project: Path) -> Iterator[str]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(15)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(15)
+            process.wait(LONG)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
         options.add_argument(f"--{switch}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = Chrome(options=options, service=Service(DRIVER))
-    chrome.set_page_load_timeout(60)
+    chrome.set_page_load_timeout(LONG)
     try:
         yield chrome
     finally:
@@ -121,7 +122,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 
 def wait_until(browser: Chrome, true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LONG
     while not true():
         assert time.monotonic() < deadline, browser.find_element("tag name", "body").text
         time.sleep(0.2)

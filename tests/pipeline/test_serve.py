@@ -23,6 +23,7 @@ from thin_network import CLASSES, network
 from pipeline import predict
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = 300  # seconds; no test waits for them in vain
 
 
 def photo(height: int, width: int, kind: str = "png") -> bytes:
@@ -47,13 +48,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     assert address is not None
     yield folder, address[0]
     process.send_signal(signal.SIGTERM)
-    process.wait(60)
+    process.wait(LONG)
 
 
 def ask(address: str, data: bytes | Iterator[bytes]) -> tuple[int, bytes]:
     request = urllib.request.Request(address, data)  # an iterator is sent in chunks, without a length
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=LONG) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -74,7 +75,7 @@ def test_the_label_map_is_that_of_predict(server: tuple[Path, str], query: str, 
 
 
 def test_it_tells_its_classes(server: tuple[Path, str]) -> None:
-    with urllib.request.urlopen(server[1], timeout=60) as answer:
+    with urllib.request.urlopen(server[1], timeout=LONG) as answer:
         about = json.load(answer)
     assert [entry["name"] for entry in about["classes"]] == CLASSES
     assert (about["void"], about["most_pixels"]) == (255, 100_000)
@@ -128,6 +129,6 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "pipeline.serve", str(tmp_path / "m.safetensors"), "--port", str(port)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LONG)
     assert done.returncode == 1
     assert done.stderr == f"error: 127.0.0.1:{port}: Address already in use, expected a free port; set --port\n"

@@ -254,7 +254,7 @@ def running(folder: Path, *command: str) -> Iterator[str]:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        process.wait(LONG)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -484,20 +483,15 @@ def test_a_missing_class_is_named(tmp_path: Path) -> None:
 
 
 def test_command_line(tmp_path: Path) -> None:
-    """One line on an unknown table; no torch; quick."""
+    """One line on an unknown table, and quickly: nothing large is imported."""
     command = [sys.executable, "-m", "pipeline.tabulate", "vco"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ran.returncode == 1
     assert ran.stderr.startswith("error: no table 'vco'; the tables are person, ablation, ")
     assert ran.stderr.count("\n") == 1
-    took = []
-    for _ in range(3):
-        start = time.perf_counter()
-        listed = "import sys, pipeline.tabulate as t; t.published(); print(*sys.modules)"
-        ran = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True, cwd=ROOT)
-        took.append(time.perf_counter() - start)
+    listed = "import sys, pipeline.tabulate as t; t.published(); print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"torch", "numpy", "mlflow", "matplotlib"} & set(ran.stdout.split())
-    assert min(took) < 2.0  # 0.4 s on an idle machine; the bound catches an import of torch, not a busy neighbour
 
 
 @pytest.mark.parametrize(
