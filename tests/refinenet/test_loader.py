@@ -332,7 +332,7 @@ def test_no_thread_is_left(split: Split) -> None:
     del forgotten
     gc.collect()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
         assert not thread.is_alive()
 
 
