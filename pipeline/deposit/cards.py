@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.deposit.croissant import terms_of
+from pipeline.deposit.croissant import terms_of, terms_of_weights
 from pipeline.deposit.finished import Item, Run, Trained
 from pipeline.tables.paper import caveat
 
@@ -106,6 +106,9 @@ def _page(of: Trained, run: Run, item: Item, drawn: bool) -> str:
     for one in (one for one in run.data if one.name in of.data):
         terms = terms_of(one)
         lines.append(f"- {one.title}: {terms.terms}." + (f" To cite: {terms.cite}" if terms.cite else ""))
+    if of.backbone is not None:
+        named = next(iter(of.backbone.values()))
+        lines.append(f"- The weights that it started from, {named}: {terms_of_weights(of.backbone)}.")
     lines += [
         "",
         "The code is under Apache-2.0. It labels each pixel with one of the classes of its data set and knows no "

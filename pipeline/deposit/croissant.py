@@ -45,11 +45,18 @@ def terms_of(data: Prepared) -> Terms:
     """Return whose a data set is: of drawn scenes the project's own, of a user's folders not recorded."""
     if data.drawn:
         return Terms(None, "https://spdx.org/licenses/Apache-2.0", f"{data.drawn}; no real image is in it", None)
-    known = yaml.safe_load(_TERMS.read_text(encoding="utf-8"))
+    known = yaml.safe_load(_TERMS.read_text(encoding="utf-8"))["data"]
     if data.name not in known:
         return Terms(None, "not recorded", "its licence is not recorded", None)
     of = known[data.name]
     return Terms(of["url"], of["licence"] or f"{_NOT_STATED}: {of['terms']}", of["terms"], of["cite"])
+
+
+def terms_of_weights(source: Mapping[str, Any]) -> str:
+    """Return what is known of the licence of a backbone's weights, by its `source` in settings.json, in words."""
+    known = yaml.safe_load(_TERMS.read_text(encoding="utf-8"))["weights"]
+    name = "torchvision" if "torchvision" in source else source.get("package", "")
+    return str(known[name]["terms"]) if name in known else "their licence is not recorded"
 
 
 def write(data: Prepared, run: Run, folder: Path) -> None:

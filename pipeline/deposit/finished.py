@@ -103,13 +103,18 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Trained:
-    """A training. `scores`: None of a pretraining. `settings`: as of train.<name>; `path`: of its weights."""
+    """A training. `scores`: None of a pretraining. `settings`: as of train.<name>; `path`: of its weights.
+
+    `backbone`: where the weights that it, or its pretraining, starts from come from, as settings.json has it; None
+    of a seeded start.
+    """
 
     name: str
     path: str
     settings: Mapping[str, Any]
     data: tuple[str, ...]
     scores: MetricsFile | None
+    backbone: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -382,7 +387,17 @@ def _trained(
         scores = build(MetricsFile, Path(found[0]).read_bytes(), found[0])
         if scores.weights not in ("", made[path]):
             raise UserError(f"{found[0]}: of weights with md5 {scores.weights}, {path} has {made[path]}")
-    return Trained(name, path, settings["train"][name], tuple(provenance.sources(name, settings)), scores)
+    data = tuple(provenance.sources(name, settings))
+    return Trained(name, path, settings["train"][name], data, scores, _backbone(name, settings))
+
+
+def _backbone(name: str, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the source of the backbone's weights that a training starts from, through its pretraining."""
+    before = provenance.pretraining(name, settings)
+    if before is not None:
+        return _backbone(before, settings)
+    source: Mapping[str, Any] | None = settings["weights"][settings["train"][name]["start"]]["source"]
+    return source
 
 
 def _name(path: str) -> str:

