@@ -4,8 +4,8 @@
     python -m pipeline.tabulate leaves      the table of a data set that is not in the paper (pipeline/tables/custom.py)
     python -m pipeline.tabulate --readme    the summary in README.md, from the nine results/*_table.csv
 
-Against the paper's numbers stand only those of a profile that is `comparable`; of others no difference is written, and
-README.md has how many of the rows are run.
+Against the paper's numbers stand only those of a profile that is `comparable`. Others have a table of their own below,
+without the paper's names of rows and without differences; of them README.md has how many of the rows are run.
 
 The columns of the csv are described in pipeline/tables/columns.py. Where a test server's scores are recorded
 (metrics/servers/), they stand in the place of those on val.
@@ -16,7 +16,8 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from refinenet.atomic import atomic_file
 from refinenet.errors import UserError
 
 START, END = "<!-- tables:start -->", "<!-- tables:end -->"
+APART = "Scores of this run, not comparable with the paper's"
 
 
 def experiments(name: str) -> list[str]:
@@ -91,9 +93,9 @@ def warnings(content: Sequence[ResultRow]) -> list[str]:
 
 
 def remarks(of: Table, content: Sequence[ResultRow]) -> list[str]:
-    """What is to be said below a table: of the paper's numbers, then of this run's, experiment by experiment."""
+    """What is to be said below the numbers of this run, experiment by experiment."""
     behind = {one.source.experiment: one for line in content for one in line.behind}
-    notes = list(of.notes)
+    notes = []
     others = {one.split for line in content for one in line.behind if not tables.like_for_like(of, line.row, one.split)}
     if splits := sorted(others):
         text = (
@@ -113,7 +115,7 @@ def remarks(of: Table, content: Sequence[ResultRow]) -> list[str]:
         counted = f"`{name}`: {one.images} images of {one.val.first.dataset}, {tables.split_name(of, one.split)}"
         seeds = f"seed{'s' if len(one.seeds) > 1 else ''} {', '.join(map(str, one.seeds))}"
         notes.append("; ".join([counted, seeds, f"profile {one.profile}", *one.notes()]))
-    return notes + notes_of_others(of.others)
+    return notes
 
 
 def _differ(content: Sequence[ResultRow]) -> bool:
@@ -127,46 +129,81 @@ def lead(of: Table, content: Sequence[ResultRow]) -> str:
     return f"{of.measure}. Paper: {of.evaluated_on}.{difference}"
 
 
+def parted(content: Sequence[ResultRow]) -> tuple[list[ResultRow], list[ResultRow]]:
+    """Return the printed rows, each with this run's numbers where they are comparable, and the rows whose are not.
+
+    Nobody should find the score of a toy run in a row that has the paper's name for it.
+    """
+    inside = [line if line.comparable else replace(line, cells=(), behind=()) for line in content]
+    return inside, [line for line in content if line.behind and not line.comparable]
+
+
+def _run_rows(of: Table, line: ResultRow, label: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield what stands under a row of ours; `label`: what its first line begins with, before the experiments."""
+    for place, (text, cells) in enumerate(below(of, line)):
+        if place == 0:
+            names = ", ".join(dict.fromkeys(one.source.experiment for one in line.behind))
+            mark = f" {tables.MARK}" if text.endswith(tables.MARK) else ""
+            text = f"{label}{names}, {tables.how(of, line.row, line.behind[0].split)}{mark}"
+        yield text, cells
+
+
 def as_markdown(of: Table, content: Sequence[ResultRow]) -> str:
-    """The table as the paper prints it; under each row of ours this run's numbers and the difference."""
+    """The table as the paper prints it, under each row of ours this run's numbers and the difference.
+
+    What of this run is not comparable has a table of its own below.
+    """
     rows: list[Sequence[str]] = []
     blank = [""] * (len(of.labels) - 1)
-    for line in content:
-        ours = bool(line.behind)
+    inside, apart = parted(content)
+    for line in inside:
+        ours = bool(line.row.sources)
         rows.append([f"**{text}**" if ours else text for text in line.row.marked()] + list(line.row.values))
-        for place, (label, cells) in enumerate(below(of, line) if ours else []):
-            if place == 0:
-                names = ", ".join(dict.fromkeys(one.source.experiment for one in line.behind))
-                how = tables.how(of, line.row, line.behind[0].split)
-                mark = f" {tables.MARK}" if label.endswith(tables.MARK) else ""
-                label = f"this run: {names}, {how}{mark}"
-            rows.append([label, *blank, *cells])
+        if line.behind:
+            rows += [[text, *blank, *cells] for text, cells in _run_rows(of, line, "this run: ")]
+    columns = [score.column for score in of.scores]
     text = [f"# Table {of.number}. {of.title}", ""]
-    for warning in warnings(content):
+    for warning in warnings(inside):
         text += [f"> **{warning}**", ""]
-    text += [lead(of, content), ""]
-    text += [*tables.markdown([*of.labels, *(score.column for score in of.scores)], len(of.labels), rows), ""]
-    text += [f"- {note}" for note in remarks(of, content)]
+    text += [lead(of, inside), "", *tables.markdown([*of.labels, *columns], len(of.labels), rows), ""]
+    text += [f"- {note}" for note in (*of.notes, *remarks(of, inside), *notes_of_others(of.others))]
+    if apart:
+        if text[-1]:
+            text.append("")
+        text += [f"## {APART}", "", *(line for warning in warnings(apart) for line in (f"> **{warning}**", ""))]
+        own = [[text, *cells] for line in apart for text, cells in _run_rows(of, line, "")]
+        text += [*tables.markdown(["Run", *columns], 1, own), "", *(f"- {note}" for note in remarks(of, apart))]
     return "\n".join(text) + "\n"
 
 
 def as_latex(of: Table, content: Sequence[ResultRow]) -> str:
-    """The same for LaTeX: a float to \\input, as pipeline/tables/latex.py has them."""
+    """The same for LaTeX: floats to \\input, as pipeline/tables/latex.py has them."""
+    inside, apart = parted(content)
     rows: list[latex.Row] = []
-    for line in content:
+    for line in inside:
         first = line.row in of.others[:1]  # a line between the paper's rows and those of others
-        cells = [*line.row.marked(), *line.row.values]
-        rows.append(latex.Row(cells, bold=bool(line.behind), rule=bool(line.behind) or first))
+        ours, cells = bool(line.row.sources), [*line.row.marked(), *line.row.values]
+        rows.append(latex.Row(cells, bold=ours, rule=ours or first))
         blank = [""] * (len(of.labels) - 1)
         rows += [latex.Row([label, *blank, *cells]) for label, cells in (below(of, line) if line.behind else [])]
-    return latex.table(
-        caption=f"{of.title}. {lead(of, content)}",
+    columns = [score.column for score in of.scores]
+    text = latex.table(
+        caption=f"{of.title}. {lead(of, inside)}",
         label=f"tab:{of.name}",
-        header=[*of.labels, *(score.column for score in of.scores)],
+        header=[*of.labels, *columns],
         left=len(of.labels),
         rows=rows,
-        notes=[*warnings(content), *remarks(of, content)],
+        notes=[*warnings(inside), *of.notes, *remarks(of, inside), *notes_of_others(of.others)],
     )
+    if apart:
+        own = [
+            latex.Row([label, *cells], rule=place == 0)
+            for line in apart
+            for place, (label, cells) in enumerate(_run_rows(of, line, ""))
+        ]
+        notes = [*warnings(apart), *remarks(of, apart)]
+        text += "\n" + latex.table(f"{of.title}. {APART}", f"tab:{of.name}-run", ["Run", *columns], 1, own, notes)
+    return text
 
 
 # What a table is written as: suffix -> renderer.

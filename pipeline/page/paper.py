@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,11 @@ def shown_order(of: Table) -> list[int]:
 
 
 def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
-    """The rows of a csv as the paper prints them, ours followed by this run's numbers and, where said, the differences.
+    """The rows of a csv as the paper prints them, ours followed by this run's numbers and the differences.
 
-    Below them, told apart, what others have published.
+    Below them, told apart, what others have published. This run's numbers that are not comparable are in `run_lines`.
     """
-    scores = [slug(of.scores[i].column) for i in shown_order(of)]
+    scores = _scores(of)
     for row, record in zip(of.all_rows, records, strict=True):
         if row in of.others[:1]:
             yield Line("group", ["Not in the paper: published by others \N{DOUBLE DAGGER}"], [], [])
@@ -69,23 +69,49 @@ def table_lines(of: Table, records: list[dict[str, str]]) -> Iterator[Line]:
         kind = "other" if row.by else "paper" if names else "competitor"
         said = f"{row.protocol}. Source: {row.by}." if row.by and _alone(row) else ""
         yield Line(kind, row.marked(), printed[:1] if said else printed, [], split=split, said=said)
-        if names:
-            first = of.groups()[0][0]
-            how = columns.how(of, row, record[f"{first}evaluated_on_run"])
-            ours = []
-            for score in scores:
-                text, spread, low, high = (record[f"{score}_{part}"] for part in ("run", "spread", "low", "high"))
-                words = f"{text} ± {spread}" if spread else text or NOT_PRINTED
-                ours.append((words, f"({columns.interval(low, high)})" if low else ""))
-            counted = [
-                f"{columns.split_name(of, record[f'{prefix}evaluated_on_run'])} ({record[f'{prefix}images']})"
-                for prefix, _ in of.groups()
-            ]
-            seeds = dict.fromkeys(record[f"{prefix}seeds"] for prefix, _ in of.groups())
-            yield Line("run", [how], ours, names, ", ".join(seeds), ", ".join(dict.fromkeys(counted)))
-            points = [record[f"{score}_difference"] for score in scores]
-            if any(points):
-                yield Line("difference", ["difference"], [(columns.signed(one), "") for one in points], [])
+        if names and _comparable(of, record):
+            yield from _run(of, row, record)
+
+
+def run_lines(of: Table, records: list[dict[str, str]]) -> list[Line]:
+    """Return this run's numbers that are not comparable with the paper's, for a table of their own."""
+    return [
+        line
+        for row, record in zip(of.all_rows, records, strict=True)
+        if not _comparable(of, record)
+        for line in _run(of, row, record)
+    ]
+
+
+def _comparable(of: Table, record: dict[str, str]) -> bool:
+    """Return whether all of this run's numbers in a row may stand against the printed ones; so they may without any."""
+    return all(record[f"{prefix}comparable"] != "no" for prefix, _ in of.groups())
+
+
+def _scores(of: Table) -> list[str]:
+    """Return the score columns in the page's order, as the csv calls them."""
+    return [slug(of.scores[i].column) for i in shown_order(of)]
+
+
+def _run(of: Table, row: Row, record: dict[str, str]) -> Iterator[Line]:
+    """Yield what this run has for a row: its numbers and, where said, the differences."""
+    scores = _scores(of)
+    names = list(dict.fromkeys(record[f"{prefix}experiment"] for prefix, _ in of.groups()))
+    how = columns.how(of, row, record[f"{of.groups()[0][0]}evaluated_on_run"])
+    ours = []
+    for score in scores:
+        text, spread, low, high = (record[f"{score}_{part}"] for part in ("run", "spread", "low", "high"))
+        words = f"{text} ± {spread}" if spread else text or NOT_PRINTED
+        ours.append((words, f"({columns.interval(low, high)})" if low else ""))
+    counted = [
+        f"{columns.split_name(of, record[f'{prefix}evaluated_on_run'])} ({record[f'{prefix}images']})"
+        for prefix, _ in of.groups()
+    ]
+    seeds = dict.fromkeys(record[f"{prefix}seeds"] for prefix, _ in of.groups())
+    yield Line("run", [how], ours, names, ", ".join(seeds), ", ".join(dict.fromkeys(counted)))
+    points = [record[f"{score}_difference"] for score in scores]
+    if any(points):
+        yield Line("difference", ["difference"], [(columns.signed(one), "") for one in points], [])
 
 
 def _alone(row: Row) -> bool:
@@ -93,10 +119,23 @@ def _alone(row: Row) -> bool:
     return len(row.values) >= WIDE and set(row.values[:-1]) == {NOT_PRINTED}
 
 
-def notes(of: Table, records: list[dict[str, str]]) -> list[str]:
-    """What is to be said below a table: of the paper's numbers, then of this run's, then of those of others."""
-    ours = {record[f"{prefix}notes"] for record in records for prefix, _ in of.groups()}
-    return [*of.notes, *sorted(ours - {""}), *notes_of_others(row for row in of.others if not _alone(row))]
+def notes(of: Table, records: list[dict[str, str]], comparable: bool) -> list[str]:
+    """Return what is to be said below the numbers of this run that are, or are not, comparable with the paper's."""
+    shown = [record for record in records if _comparable(of, record) == comparable]
+    return sorted({record[f"{prefix}notes"] for record in shown for prefix, _ in of.groups()} - {""})
+
+
+def shown_table(of: Table, records: list[dict[str, str]]) -> dict[str, Any]:
+    """Return a table of the paper for the page: its rows, and apart from them what of this run is not comparable."""
+    others = notes_of_others(row for row in of.others if not _alone(row))
+    return {
+        "of": of,
+        "scores": [of.scores[i] for i in shown_order(of)],
+        "lines": list(table_lines(of, records)),
+        "notes": [*of.notes, *notes(of, records, True), *others],
+        "apart": run_lines(of, records),
+        "notes_apart": notes(of, records, False),
+    }
 
 
 def card(
@@ -114,7 +153,7 @@ def card(
         "title": chapter["title"],
         "score": columns.percent(seeds.mean(source.protocol, "mean_iou")),
         "interval": columns.interval(*map(columns.percent, interval)) if interval else "",
-        "of": f"{run.images} {columns.split_name(of, run.split)} images",
+        "of": f"{run.images} {'synthetic' if run.drawn else columns.split_name(of, run.split)} images",
         "shown": chapter["shown"],
         "picture": next(iter(examples.pictures.items()), None) if examples else None,
         "pictured": chapter["pictured"].partition(", ")[2],
@@ -123,11 +162,21 @@ def card(
     }
 
 
-def citation(of: Table, seeds: Seeds, made: Provenance) -> str:
-    """Return how the number of a data set's own table is reported, in one sentence."""
+def citation(of: Table, seeds: Seeds, made: Provenance, comparable: bool) -> str:
+    """Return how the number of a data set's own table is reported, in one sentence.
+
+    Of one that is not comparable with the paper's this is the form alone, "…" in the place of all that was measured.
+    """
     source, run = shown(of), seeds.first
     row = next(row for row in reversed(of.rows) if row.sources)
     protocol = run.protocol(source.protocol)
+    if not comparable:
+        scales = ", ".join(f"{scale:g}" for scale in protocol.scales)
+        return (
+            f"{row.labels[0]}, our reproduction: … % mean IoU on {datasets.load(of.name).TITLE} "
+            f"{columns.split_name(of, run.split)} (… images); {PROTOCOLS[source.protocol]} ({scales}); mean of … seeds "
+            "(…) ± …; 95 % bootstrap interval over images …; profile …; weights md5 …"
+        )
     spread = columns.percent(seeds.spread(source.protocol, "mean_iou"))
     numbers = ", ".join(str(one.seed) for one in seeds.runs)
     chance = f"mean of {len(seeds.runs)} seeds ({numbers}) ± {spread}" if spread else f"seed {numbers}, n = 1"
@@ -216,7 +265,7 @@ def context(root: Path) -> dict[str, Any]:
     made = {name: result_section.curve(name, root) for name in sorted(before | set(runs))}
     found = summary.numbers(printed)
     allowed = comparable.profiles(root)
-    said = {caveat(run.profile, run.profile in allowed and not run.drawn, run.drawn) for run in runs.values()}
+    said = {caveat(run.profile, _is_allowed(run, allowed), run.drawn) for run in runs.values()}
     beside = {f"{number.experiment}, {number.protocol}": (number.paper, number.run) for number in found}
     alt = f"{len(found)} mean IoU of the paper beside this run's, as in the tables"
     experiments = [provenance.provenance_of(seeds[name], cfg, md5s, root) for name in runs]
@@ -224,17 +273,14 @@ def context(root: Path) -> dict[str, Any]:
     behind = next(one for one in experiments if one.run.experiment == shown(told).experiment)
     return {
         "caveats": sorted(said - {""}),
-        "tables": [
-            (of, [of.scores[i] for i in shown_order(of)], list(table_lines(of, records)), notes(of, records))
-            for of, records in ((of, printed[of.name]) for of in every)
-        ],
+        "tables": [shown_table(of, printed[of.name]) for of in every],
         "wide": WIDE,
         "rows": sum(bool(row.sources) for of in every for row in of.rows),
         "numbers": found,
         "counts": summary.counts(found),
         "beside": charts.beside(beside, alt) if beside else None,
         "experiments": experiments,
-        "citation": citation(told, seeds[shown(told).experiment], behind),
+        "citation": citation(told, seeds[shown(told).experiment], behind, _is_allowed(behind.run, allowed)),
         "cited": told.number,
         "archives": [provenance.archives(name, cfg) for name in names],
         "costs": provenance.same_costs(
@@ -246,6 +292,11 @@ def context(root: Path) -> dict[str, Any]:
         "made": made,
         "cfg": cfg,
     }
+
+
+def _is_allowed(run: MetricsFile, allowed: Collection[str]) -> bool:
+    """Return whether the numbers of a run may stand against the paper's; `allowed`: the profiles whose may."""
+    return run.profile in allowed and not run.drawn
 
 
 def html(root: Path = Path(), limit: int = page.LIMIT) -> str:

@@ -110,6 +110,11 @@ class ResultRow:
     cells: tuple[Cell, ...]
     behind: tuple[Result, ...]
 
+    @property
+    def comparable(self) -> bool:
+        """Say whether all of this run's numbers may stand against the printed ones; so they may where it has none."""
+        return all(one.comparable for one in self.behind)
+
 
 def difference(run: str, paper: str) -> str:
     """Points between two printed numbers, as a reader would subtract them; "" where one is missing."""

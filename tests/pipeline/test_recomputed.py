@@ -255,12 +255,26 @@ def as_csv(root: Path, table: dict[str, Any]) -> list[dict[str, str]]:
     return result
 
 
+def apart(row: Row) -> bool:
+    """Whether a row's numbers of this run stand below the printed table, because they are not comparable."""
+    return bool(row.ours) and not all(one.comparable for one in row.ours)
+
+
 def grid(root: Path, table: dict[str, Any], tex: bool) -> Iterator[tuple[list[str], list[str]]]:
-    """(label cells, number cells) of each line that people read."""
+    """(label cells, number cells) of each line that people read; then those of the table below, where there is one."""
     for row in rows(root, table):
         yield row.marked, [text or NONE for text in row.paper]
-        if not row.ours:
-            continue
+        if not apart(row):
+            yield from of_this_run(root, table, row, tex)
+    if separate := [row for row in rows(root, table) if apart(row)]:
+        yield ["Run"], list(table["scores"])
+        for row in separate:
+            yield from of_this_run(root, table, row, False)
+
+
+def of_this_run(root: Path, table: dict[str, Any], row: Row, tex: bool) -> Iterator[tuple[list[str], list[str]]]:
+    """The lines of a row of ours."""
+    if row.ours:
         split, way = about(root, *row.sources[0]).split, WAYS[row.sources[0][1]]
         same = row.same(table, split)
         mark, where = "" if same else " †", f", {split} instead of test server" if not same else ""
@@ -269,7 +283,8 @@ def grid(root: Path, table: dict[str, Any], tex: bool) -> Iterator[tuple[list[st
         if row.by:
             where = f", {split}"
         names = ", ".join(dict.fromkeys(experiment for experiment, _ in row.sources))
-        label = f"this run, {way}{mark}" if tex else f"this run: {names}, {way}{where}{mark}"
+        begin = "" if apart(row) else "this run: "
+        label = f"this run, {way}{mark}" if tex else f"{begin}{names}, {way}{where}{mark}"
         yield [label], [one.run or NONE for one in row.ours]
         if any(one.low for one in row.ours):
             yield ["95 % interval"], [one.interval() for one in row.ours]
@@ -286,7 +301,7 @@ def sentences(root: Path, table: dict[str, Any]) -> list[str]:
     told = ["95 % interval of the mean IoU: "] * interval
     told += [table["title"], f"{table['measure']}. Paper: {table['evaluated_on']}.", *table["notes"]]
     told += notes_of_others(rows(root, table))
-    if any(one.comparable for row in rows(root, table) for one in row.ours):
+    if any(one.comparable for row in rows(root, table) if not apart(row) for one in row.ours):
         told.append("Difference in points: this run − paper.")
     for row in rows(root, table):
         for experiment, protocol in row.sources:
@@ -329,14 +344,15 @@ def plain(tex: str) -> str:
 
 
 def markdown_lines(text: str) -> list[list[str]]:
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines[:1] + lines[2:]]
+    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("| :--")]
+    return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
 
 
 def latex_lines(text: str) -> list[list[str]]:
-    body = text.partition("\\toprule")[2].partition("\\bottomrule")[0]
+    bodies = [part.partition("\\bottomrule")[0] for part in text.split("\\toprule")[1:]]
     return [
         list(map(plain, line.strip().removesuffix(r"\\").split(" & ")))
+        for body in bodies
         for line in body.splitlines()
         if line.endswith(r"\\")
     ]
@@ -351,8 +367,10 @@ def check_table(root: Path, name: str, table: dict[str, Any]) -> None:
         text = file.with_suffix(f".{suffix}").read_text(encoding="utf-8")
         found = lines(text)
         assert found[0] == head
+        below = False  # the printed table, whose rows have names in so many columns
         for got, (left, numbers) in zip(found[1:], grid(root, table, suffix == "tex"), strict=True):
-            assert got == left + [""] * (labels - len(left)) + numbers, (name, suffix)
+            below = below or left == ["Run"]
+            assert got == left + [""] * (0 if below else labels - len(left)) + numbers, (name, suffix)
         words = text if suffix == "md" else " ".join(map(plain, text.splitlines()))
         for sentence in sentences(root, table):
             assert sentence in words, (name, suffix)
@@ -436,6 +454,16 @@ def check_report(root: Path, printed: dict[str, Any]) -> None:
             below = alike[start + 1 : min((other for other in starts if other > start), default=len(alike))]
             if not row.ours:
                 continue
+            if apart(row):
+                assert not any("this run" in cell for line in below for cell in line), (name, row.labels)
+                names = ", ".join(dict.fromkeys(experiment for experiment, _ in row.sources))
+                below = [
+                    line[:-2]
+                    for found in stripped
+                    if found[:1] == [["Run", *head[len(table["labels"]) :], "Seeds", "Split"]]
+                    for line in found
+                    if line[0].startswith(f"{names}, {WAYS[row.sources[0][1]]}")
+                ]
             points = [signed(one.difference(paper)) for one, paper in zip(row.ours, row.paper, strict=True)]
             compared = any(one.comparable for one in row.ours)
             assert any(line[-count:] == points for line in below) == compared, (name, row.labels)
@@ -499,6 +527,20 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up metrics of mini, which are not comparable, with intervals."""
+    root = tmp_path_factory.mktemp("toy")
+    write_metrics(root, all_experiments())
+    for file in (root / "metrics").glob("*/*.json"):
+        metrics = json.loads(file.read_text()) | {"drawn": True}
+        for protocol in metrics["protocols"].values():
+            protocol["interval"] = {"mean_iou": [protocol["mean_iou"] - 0.05, protocol["mean_iou"] + 0.04]}
+        file.write_text(json.dumps(metrics))
+    make(root)
+    return root
+
+
+@pytest.fixture(scope="module")
 def invented(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up metrics with intervals, three seeds of six experiments and the test servers' answers on two."""
     root = tmp_path_factory.mktemp("invented")
@@ -544,6 +586,10 @@ def invented(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_committed(committed: Path) -> None:
     """The tables, the README and the report in git are what the metrics in git give."""
     check(committed)
+
+
+def test_a_run_that_is_not_comparable(toy: Path) -> None:
+    check(toy)
 
 
 def test_a_run_with_seeds_and_servers(invented: Path) -> None:

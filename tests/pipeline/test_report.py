@@ -91,11 +91,27 @@ def test_every_cell_of_the_nine_tables(run: Path, page: Page) -> None:
 
 
 def test_a_mini_run_says_so_and_is_not_compared(page: Page) -> None:
-    """The caveat stands at the top, and once more where it is said how to report a number; nowhere is a difference."""
-    assert page.text.count("mini: synthetic images; shows that the pipeline works") == 2
+    """The caveat stands at the top, over this run's scores and where it is said how to report; no difference is."""
+    assert page.text.count("mini: synthetic images; shows that the pipeline works") == 2 + len(published())
     assert "None of the paper’s numbers is confirmed or refuted: 0 of its 21 RefineNet rows" in page.text
     assert "difference" not in page.text.rpartition("The nine tables of")[2]
     assert "mean IoU of the paper beside" not in " ".join(str(image["alt"]) for image in page.all("img"))
+
+
+def test_no_row_of_the_paper_has_a_score_of_mini(run: Path, page: Page) -> None:
+    """They are folded, in a table whose rows have the experiments' names; no sentence to copy has one, either."""
+    html = (run / "results/report.html").read_text(encoding="utf-8")
+    unfolded = re.sub(r"<details>.*?</details>", "", html, flags=re.S)
+    chapter = unfolded.partition('<section id="tables">')[2].partition('<section id="report">')[0]
+    assert chapter.count("<table>") == len(published())
+    assert "this run:" not in chapter
+    assert 'class="run"' not in chapter
+    assert html.count('<tr class="run"><th scope="row"><a href="#') == 9 + 13
+    quoted = re.findall(r"<blockquote>(.*?)</blockquote>", html)
+    assert quoted == [
+        "RefineNet-Res101, our reproduction: … % mean IoU on PASCAL Person-Part test (… images); multi-scale (0.6, "
+        "0.8, 1); mean of … seeds (…) ± …; 95 % bootstrap interval over images …; profile …; weights md5 …."
+    ]
 
 
 def test_in_the_order_of_what_readers_want(page: Page) -> None:
@@ -105,7 +121,8 @@ def test_in_the_order_of_what_readers_want(page: Page) -> None:
     assert sections == ["verdict", "tables", "report", *(f"data-{name}" for name in sets), "cost", "chain"]
     titles = re.findall(r"(\d+) classes: share of pixels", page.text)
     assert sorted(map(int, titles)) == sorted(COUNTS.values())
-    assert len(page.all("details")) == 1 + len(COUNTS) + 7 + 3  # how to read; classes; colours; md5s, archives, by hand
+    # How to read; this run's scores; classes; colours; md5s, archives, by hand.
+    assert len(page.all("details")) == 1 + len(published()) + len(COUNTS) + 7 + 3
 
 
 def test_others_are_told_apart(page: Page) -> None:

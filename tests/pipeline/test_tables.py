@@ -195,7 +195,7 @@ def test_others_are_told_apart_from_the_paper(results: Path) -> None:
     assert served["evaluated_on_paper"] == "test server, 1456 images"
     text = (results / "results/voc_table.md").read_text()
     assert "| **RefineNet-Res50, the authors' demo ‡** |" in text
-    assert "| this run: voc-res50-demo, single-scale, val |" in text
+    assert "| voc-res50-demo, single-scale, val |" in text
     note = "On val, 1449 images; single scale, converted weights. Source: README of DrSleep/refinenet-pytorch."
     assert f"\n- ‡ Not in the paper: RefineNet-Res101, the authors' weights in PyTorch. {note}\n" in text
     assert "‡" not in text.partition("RefineNet-Res50, the")[0]
@@ -240,10 +240,14 @@ def changed(root: Path, file: Path, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", TABLES)
 def test_a_mini_run_says_so_and_a_paper_run_does_not(name: str, results: Path, tmp_path: Path) -> None:
     says = "mini: synthetic images; shows that the pipeline works, says nothing about RefineNet's accuracy"
-    assert (results / "results" / f"{name}_table.md").read_text().splitlines()[2] == f"> **{says}**"
+    above, _, below = (results / "results" / f"{name}_table.md").read_text().partition(f"\n## {tabulate.APART}\n")
+    assert below.startswith(f"\n> **{says}**\n\n| Run | ")
+    assert "this run" not in above
     write_metrics(tmp_path, tabulate.experiments(name), "paper")
     tabulate.tabulate(name, tmp_path)
-    assert "> " not in (tmp_path / "results" / f"{name}_table.md").read_text()
+    text = (tmp_path / "results" / f"{name}_table.md").read_text()
+    assert "> " not in text
+    assert tabulate.APART not in text
     profiles = {row[key] for row in read(tmp_path, name) for key in row if key.endswith("profile")}
     assert profiles <= {"paper", ""}
 
@@ -255,9 +259,10 @@ def test_synthetic_images_are_said_whatever_the_profile_is_called(tmp_path: Path
         for name in ("voc-res50-demo", "voc-res101", "voc-res152"):
             changed(tmp_path, path(name), profile="lab", drawn=drawn)
         tabulate.tabulate("voc", tmp_path)
-        says = (tmp_path / "results" / "voc_table.md").read_text().splitlines()[2]
-        assert says.startswith("> **lab: ")
+        text = (tmp_path / "results" / "voc_table.md").read_text()
+        (says,) = (line for line in text.splitlines() if line.startswith("> **lab: "))
         assert ("synthetic images; shows that the pipeline works, says nothing" in says) == drawn
+        assert (f"\n## {tabulate.APART}\n\n{says}" in text) == drawn  # else it stands above the table
         assert {"synthetic" in row["profile"] for row in read(tmp_path, "voc") if row["experiment"]} == {drawn}
 
 
@@ -276,6 +281,35 @@ def test_a_profile_that_is_not_comparable_shows_no_difference(name: str, compara
         text = (tmp_path / f"results/{name}_table.{suffix}").read_text()
         assert ("ifference" in text) == comparable
         assert ("lab: not comparable with the paper's numbers" in text) == (not comparable)
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("comparable", [True, False])
+def test_scores_that_are_not_comparable_stand_in_no_row_of_the_paper(
+    name: str, comparable: bool, tmp_path: Path
+) -> None:
+    """The printed table is then the paper's to the letter, and each score is in the one below, by its run's name."""
+    write_metrics(tmp_path, tabulate.experiments(name), "lab")
+    write_comparable(tmp_path, "lab", comparable=comparable)
+    tabulate.tabulate(name, tmp_path)
+    of = tabulate.table(name)
+    runs = [
+        record for record in read(tmp_path, name) if any(record[f"{prefix}experiment"] for prefix, _ in of.groups())
+    ]
+    scores = [[record[f"{tabulate.slug(score.column)}_run"] for score in of.scores] for record in runs]
+    text = (tmp_path / f"results/{name}_table.md").read_text()
+    above, _, below = text.partition(f"\n## {tabulate.APART}\n")
+    cells = [
+        [[cell.strip("* ") for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
+        for part in (above, below)
+    ]
+    printed = [[*row.marked(), *row.values] for row in of.all_rows]
+    assert (cells[0][2:] == printed) == (not comparable)
+    assert [line[1:] for line in cells[1][2:]] == ([] if comparable else scores)
+    shown = [line[len(of.labels) :] for line in cells[0] if line[0].startswith("this run")]
+    assert shown == (scores if comparable else [])
+    floats = (tmp_path / f"results/{name}_table.tex").read_text().count("\\toprule")
+    assert floats == (1 if comparable else 2)
 
 
 def test_a_profile_that_settings_json_does_not_know_is_not_comparable(tmp_path: Path) -> None:
@@ -406,7 +440,7 @@ def test_latex_is_whole(results: Path, tmp_path: Path) -> None:
     extra = latex.table(NASTY, "tab:nasty", [NASTY, "a_b"], 1, rows, [NASTY, "see `a_b` at https://x.example/a_b%20/c"])
     classes = [latex.Row([f"class_{i}", *["1.0"] * 9]) for i in range(150)]
     texts = [(results / "results" / f"{name}_table.tex").read_text(encoding="utf-8") for name in TABLES] + [extra]
-    for text in texts:
+    for text in (one for each in texts for one in re.split(r"\n(?=% Written)", each)):  # a file may have two floats
         bare = re.sub(r"\\[\\{}&%#]", "", text.partition("\n")[2]).replace("{%\n", "{\n")
         assert bare.count("{") == bare.count("}")
         assert not re.findall("[%#]", bare)
