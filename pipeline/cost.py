@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.config.schema import Params, Profile, Training
 from pipeline.runtime.cli import command_parser, run_cli, user_path
 from refinenet.atomic import atomic_file
 from refinenet.config import Protocol, Recipe, Resizing
-from refinenet.errors import UserError
+from refinenet.errors import UserError, expected_one_of
 
 FACTS: dict[str, Any] = profiles.read_yaml(Path(__file__).with_suffix(".yaml"))
 START, END = "<!-- cost -->\n", "\n<!-- end of cost -->"
@@ -140,12 +141,27 @@ def read(profile: str) -> tuple[Params, Profile, str]:
     return params, found, where
 
 
-def works(params: Params, profile: Profile, where: str) -> list[Work]:
-    """All trainings of params.yaml but those on a user's own folders, pretrainings first."""
+def add_gpu(line: ArgumentParser) -> None:
+    """Add `--gpu NAME` to a command line that tells hours."""
+
+    def known(name: str) -> str:
+        if name not in FACTS["gpus"]:
+            raise ArgumentTypeError(name + expected_one_of(name, sorted(FACTS["gpus"]), "refinenet cost --help"))
+        return name
+
+    line.add_argument(
+        "--gpu", default="h100", type=known, metavar="NAME", help="whose hours are counted; default: h100"
+    )
+
+
+def works(params: Params, profile: Profile, where: str, names: Collection[str] | None = None) -> list[Work]:
+    """All trainings of params.yaml, or those in `names`, but none on a user's own folders; pretrainings first."""
     rows: dict[str, Training] = {**params.pretrainings, **params.experiments}
     rows |= {name: params.experiments[again.of] for name, again in params.seeds.items()}
     found: list[Work] = []
     for name, training in rows.items():
+        if names is not None and name not in names:
+            continue
         if training.data in params.own:
             continue  # nobody has said how large its images are
         made = resolve.training_settings(name, training, params, profile, where)

@@ -71,7 +71,7 @@ def run(name: str, hours: float | None = None) -> None:
     for section, values in made.items():
         for key, one in values.items():
             print(f"  {section}{'.' if section else ''}{key}: {one.value} - {one.reason}")
-    print(f"{profiles.plan_file(name)}: written\nnext: refinenet fit {name}")
+    print(f"{profiles.plan_file(name)}: written")
 
 
 def check_own(name: str, params: Params, profile: Profile) -> None:
@@ -192,7 +192,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_hours(line)
     given = line.parse_args(arguments)
     attach()
-    return run_cli(lambda: run(given.name, given.hours))
+
+    def plan_and_say() -> None:
+        run(given.name, given.hours)
+        print(f"next: refinenet fit {given.name}")
+
+    return run_cli(plan_and_say)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     refinenet preflight                     for the whole graph
     refinenet preflight table-nyud          for these of DVC's stages and what they need
+    refinenet preflight table-nyud --gpu rtx4090    with the hours that it would take on this GPU
 
-Checked: a GPU and packages, the accounts that archives need, whether their hosts answer, space on the disk. Exit code 1
-if something is missing.
+Checked: a GPU and packages, the accounts that archives need, whether their hosts answer, space on the disk. For given
+stages the trainings that they need are counted, too, as `refinenet cost` does it. Exit code 1 if something is missing.
 """
 
 from __future__ import annotations
@@ -179,13 +180,32 @@ def needed(targets: Sequence[str]) -> set[str]:
     return found
 
 
-def run(targets: Sequence[str]) -> None:
+def price(settings: Settings, wanted: Collection[str], gpu: str) -> str:
+    """Return what the trainings on a GPU among the stages `wanted` cost, in a line; "" where there are none."""
+    names = [
+        name
+        for name, training in settings["train"].items()
+        if training["device"].startswith("cuda") and (f"train@{name}" in wanted or f"pretrain@{name}" in wanted)
+    ]
+    works = cost.works(*cost.read(read_params().profile), names) if names else []
+    if not works:
+        return ""
+    hours, memory = cost.gpu_hours(works, gpu), max(work.memory for work in works) / 1e9
+    count = f"{len(works)} training{'s' if len(works) > 1 else ''}"
+    title = cost.FACTS["gpus"][gpu]["title"]
+    return f"{count}: about {hours:.1f} hours of {title} (assumed, not measured), {memory:.0f} GB"
+
+
+def run(targets: Sequence[str], gpu: str) -> None:
     """Print what was found; UserError if a stage will fail."""
-    profile = read_params().profile
-    found = findings(resolve(), needed(targets) if targets else None)
+    profile, settings = read_params().profile, resolve()
+    wanted = needed(targets) if targets else None
+    found = findings(settings, wanted)
     print(f"{PARAMS}: profile {profile}{', for ' + ', '.join(targets) if targets else ''}")
     for finding in found:
         print(f"  {finding.level:8} {finding.what:9} {finding.text}")
+    if wanted is not None and (line := price(settings, wanted, gpu)):
+        print(f"  {'':8} {'cost':9} {line}")
     if problems := sum(finding.level == "MISSING" for finding in found):
         raise UserError(f"profiles/{profile}.yaml: {problems} missing, see above")
     print("next:", " ".join(["dvc repro", *targets]) if targets else "snakemake --cores all")
@@ -195,8 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = command_parser("preflight", __doc__)
     parser.add_argument("targets", nargs="*", metavar="STAGE", help="of dvc.yaml, or an output; default: all")
+    cost.add_gpu(parser)
     options = parser.parse_args(arguments)
-    return run_cli(lambda: run(options.targets))
+    return run_cli(lambda: run(options.targets, options.gpu))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline import preflight
+from pipeline import cost, preflight
 from pipeline.config import profiles
 from pipeline.config.profiles import PARAMS, PROFILES
 from pipeline.config.resolve import resolve
@@ -53,8 +53,6 @@ def prices(name: str, device: str, gpu: str) -> Iterator[str]:
     if not device.startswith("cuda"):
         yield "runs on the CPU; `refinenet rehearse` measures how long it takes"
         return
-    from pipeline import cost
-
     print("counting what the trainings cost ...", file=sys.stderr, flush=True)
     params, profile, where = cost.read(name)
     found = cost.works(params, profile, where)
@@ -112,16 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "name", nargs="?", metavar="PROFILE", help="a file of profiles/ without .yaml; default: list them"
     )
     line.add_argument("--dry-run", action="store_true", help="show what it needs, change nothing")
-    line.add_argument("--gpu", default="h100", metavar="NAME", help="whose hours are counted; default: h100")
+    cost.add_gpu(line)
     given = line.parse_args(arguments)
     if given.name is None:
         return run_cli(lambda: print(*listing(), "switch: refinenet profile NAME", sep="\n"))
-    from pipeline import cost
-
-    if given.gpu not in cost.FACTS["gpus"]:
-        line.error(
-            f"--gpu {given.gpu}{expected_one_of(given.gpu, sorted(cost.FACTS['gpus']), 'refinenet cost --help')}"
-        )
     return run_cli(lambda: run(given.name, given.dry_run, given.gpu))
 
 

@@ -41,7 +41,7 @@ def where() -> None:
     profile = params["profile"]
     read = profiles.read_profile(profile)[0]
     drawn = any(read.sources.get(name) == "rendered" for name in published())
-    print(f"\nProfile {profile}. {caveat(profile, read.comparable, drawn)}".rstrip())
+    print(f"\nProfile {caveat(profile, read.comparable, drawn) or profile}")
     titles = {name: f"Table {table.number}" for name, table in published().items()}
     own, further = params.get("own") or (), params.get("further") or ()
     for name, title in (titles | dict.fromkeys(own, "Own data") | dict.fromkeys(further, "Further")).items():
@@ -56,7 +56,7 @@ def where() -> None:
         print(f"  further, to see   {path(name)}")
     print("  runs and curves   make ui                  then http://127.0.0.1:5000")
     print("  trained weights   models/                  versioned: dvc push, dvc pull train")
-    print("The tables are also there as .csv; metrics/ has every score, `dvc metrics diff` what a change did to them.")
+    print("The tables are there as .csv and .tex, too; metrics/ has every score, `dvc metrics diff` what a change did.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

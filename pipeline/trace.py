@@ -342,7 +342,7 @@ def text(of: Trace) -> Iterator[str]:
     seeds = ", ".join(map(str, of.seeds))
     more = "the scores are means over them" if len(of.seeds) > 1 else "one: how far another would move it is not known"
     yield from rows("seeds", [f"{seeds} ({more})"])
-    yield from rows("images", [f"{of.images} of {of.dataset} {of.split}{', drawn' if of.drawn else ''}"])
+    yield from rows("images", [_images(of)])
     yield from rows("profile", [of.profile])
     yield from rows("commit", [of.commit] if of.commit else [])
     yield from rows("md5", [f"{value}  {path}" for path, value in of.md5.items()])
@@ -361,7 +361,14 @@ def text(of: Trace) -> Iterator[str]:
     yield from rows("machine", [of.machine] if of.machine else [])
     yield from rows("missing", list(of.notes))
     yield from rows("beware", [of.caveat] if of.caveat else [])
-    yield from rows("report", [footnote(of)])
+    yield from rows("report", ["nothing: these images are synthetic" if of.drawn else footnote(of)])
+
+
+def _images(of: Trace) -> str:
+    """Return how many images of which split, by the paper's name for it: NYUDv2's `val` are its "test"."""
+    table = published().get(of.dataset)
+    split = of.split if table is None else columns.split_name(table, of.split)
+    return f"{of.images} {'synthetic ' if of.drawn else ''}images of {of.dataset} {split}"
 
 
 def _score(score: Score, seeds: int) -> str:
@@ -381,7 +388,7 @@ def footnote(of: Trace) -> str:
     commit = of.commit.partition(",")[0].split()[0][:12] if of.commit else "not known"
     score = _score(best, len(of.seeds)).partition(", pixel")[0]
     seeds = f"{len(of.seeds)} training seed{'s' if len(of.seeds) > 1 else ''}"
-    return f"{score}; {of.images} images of {of.dataset} {of.split}, {seeds}, commit {commit}, weights md5 {weights}"
+    return f"{score}; {_images(of)}, {seeds}, commit {commit}, weights md5 {weights}"
 
 
 def listing() -> Iterator[str]:

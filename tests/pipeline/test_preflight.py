@@ -10,7 +10,7 @@ import pytest
 import small_project
 import yaml
 
-from pipeline import preflight, settings, train
+from pipeline import cost, preflight, settings, train
 from pipeline.config import resolve
 from pipeline.runtime import cli
 from refinenet.errors import UserError
@@ -142,3 +142,19 @@ def test_snakemake_checks_for_its_target(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert not (project / "data").exists()
     small_project.call(project, "snakemake", "--cores", "2", "data/voc")  # needs no GPU
+
+
+def test_what_a_table_costs(paper: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same hours as `refinenet cost` has for its training, for the GPU that is asked for; of the CPU nothing."""
+    monkeypatch.setattr(preflight, "needed", lambda targets: {"train@nyud-res152", "evaluate@nyud-res152"})
+    assert preflight.main(["table-nyud"]) == 0
+    assert " cost " not in capsys.readouterr().out
+    edit("profiles/paper.yaml", device="cuda")
+    preflight.main(["table-nyud", "--gpu", "rtx4090"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if " cost " in line)
+    found = {work.name: work for work in cost.works(*cost.read("paper"))}["nyud-res152"]
+    hours = sum(found.hours(cost.rate_of("rtx4090", found.precision, found.batch)))
+    assert f"1 training: about {hours:.1f} hours of NVIDIA GeForce RTX 4090 (assumed, not measured)" in line
+    with pytest.raises(SystemExit):
+        preflight.main(["table-nyud", "--gpu", "rtx4900"])
+    assert "rtx4900: did you mean rtx4090?" in capsys.readouterr().err

@@ -543,7 +543,7 @@ def test_where_results_lie_says_what_they_are_of(
     monkeypatch.chdir(tmp_path)
     report.where()
     line = capsys.readouterr().out.splitlines()[1]
-    assert line.startswith(f"Profile {profile}. {said}".rstrip())
+    assert line.startswith(f"Profile {said or profile}")
     assert ("synthetic" in line) == bool(said)
 
 

@@ -96,6 +96,20 @@ def test_all_that_a_footnote_needs(project: Path, capsys: pytest.CaptureFixture[
     )
 
 
+def test_images_have_the_papers_name_and_synthetic_ones_no_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committed mini: NYUDv2's `val` is the paper's test, VOC's is not; nothing of it is to be printed."""
+    monkeypatch.chdir(ROOT)
+    for name, images in (("nyud-res152", "of nyud test"), ("voc-res101", "of voc val")):
+        assert trace.main([name]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert f"  images    12 synthetic images {images}" in lines
+        assert lines[-1] == "  report    nothing: these images are synthetic"
+        found = as_json(capsys, name)
+        assert (found["split"], found["drawn"]) == ("val", True)
+
+
 def test_several_seeds_are_mean_and_spread(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = json.loads(METRICS.read_text())
     values = [one["protocols"]["single"]["mean_iou"]]
