@@ -128,6 +128,19 @@ def _enter(command: Command) -> Path:
     return stands
 
 
+def _version() -> str:
+    """Return the version: of the installed package, or, where the project is only mounted, of its pyproject.toml."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("refinenet-repro")
+    except PackageNotFoundError:
+        import tomllib
+
+        about = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(about["project"]["version"])
+
+
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run the command `name` as a process of its own would; return its exit code."""
     command = COMMANDS[name]
@@ -163,9 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(help_page(program))
         return 0
     if name == "--version":
-        from importlib.metadata import version
-
-        print(f"refinenet-repro {version('refinenet-repro')}")
+        print(f"refinenet-repro {_version()}")
         return 0
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"

@@ -61,6 +61,7 @@ def test_same_bytes_inside_as_outside(tmp_path: Path) -> None:
         in_it = ("run", "--isolation", "chroot", "--user", "54321:0", "--volume", f"{inside}:/project", container, "--")
         assert buildah(*in_it, "sh", "-c", "id -u; command -v gcc make uv || true") == "54321"
         buildah(*in_it, "snakemake", "--cores", "2", *MADE)
+        assert buildah(*in_it, "refinenet").endswith("here: /project, profile mini")
     finally:
         shutil.rmtree(tmp_path / "store", ignore_errors=True)
     small_project.call(outside, "snakemake", "--cores", "2", *MADE)

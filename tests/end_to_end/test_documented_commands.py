@@ -74,7 +74,7 @@ ELSEWHERE = {
     'podman run --rm --userns keep-id -v "$PWD:/project" refinenet-repro': "test_container.",
     (
         'podman run --rm --userns keep-id -v "$PWD:/project" refinenet-repro '
-        "python -m pipeline.predict photos/ --model models/voc-res101.safetensors"
+        "refinenet predict photos/ --model networks/camvid-lite0.safetensors"
     ): "test_container.",
     'docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/project" refinenet-repro': "test_container.",
     "apptainer build refinenet-repro.sif apptainer.def": "(no Apptainer was at hand)",

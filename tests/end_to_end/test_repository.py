@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 import textwrap
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -145,6 +146,26 @@ def test_images_are_made_from_the_lock_files() -> None:
     kept = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     copied = re.findall(r"^COPY (.*) \S+$", (ROOT / "Containerfile").read_text(), re.M)
     assert kept == ["*", *(f"!{name}" for line in copied for name in line.split())]
+
+
+def test_the_command_in_an_image_is_the_installed_one(tmp_path: Path) -> None:
+    """Containerfile's own line, run here: a script that finds the mounted project, which is not installed there."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Containerfile").read_text())
+    (line,) = (step for step in text.split(" && ") if step.startswith("printf"))
+    (tmp_path / "bin").mkdir()
+    subprocess.run(["sh", "-ec", line], cwd=tmp_path, check=True)
+    script = tmp_path / "bin/refinenet"
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["refinenet"]
+    module, _, function = entry.partition(":")
+    first, *rest = script.read_text().splitlines()
+    assert first == "#!/opt/refinenet/bin/python"
+    assert rest == ["import sys", f"from {module} import {function}", f"sys.exit({function}())"]
+    # Without site-packages (-S): the project is in no environment, only its folder is there.
+    command = [sys.executable, "-S", str(script), "--version"]
+    found = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=found, capture_output=True, text=True, check=False)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert (done.returncode, done.stdout) == (0, f"refinenet-repro {version}\n"), done.stderr
 
 
 COMMANDS = sorted(
