@@ -72,10 +72,12 @@ def quantised(options: argparse.Namespace, model: RefineNet, about: Mapping[str,
     split = Split(options.int8)
     if list(split.schema.classes) != list(about.get("classes", ())):
         raise UserError(f"{options.int8}: has other classes than {options.model}, expected a split it was trained on")
+    count = min(options.images, len(split))
+    print(f"calibrating on {count} images of {options.int8}, a minute or so ...", file=sys.stderr, flush=True)
     agreement = to_int8(model, target, about, calibration_images(split, options.images, about))
     print(
         f"{target}: ONNX, 8-bit integers, {target.stat().st_size / 1e6:.1f} MB, calibrated on "
-        f"{min(options.images, len(split))} images of {options.int8}; {100 * agreement:.2f} % of their cells have the "
+        f"{count} images of {options.int8}; {100 * agreement:.2f} % of their cells have the "
         "float32 network's class"
     )
 
