@@ -240,8 +240,9 @@ class _Run:
                 # All processes save after the same step: the losses in a checkpoint are a sum over all of them.
                 stopping, saving = self.processes.any(stop(), self.processes.first and due())
                 if stopping or saving or done:
-                    path = self.save(crops)
+                    path = self.save()
                 if stopping and not done:
+                    self._checked(crops)
                     self.store.wait()
                     self.processes.barrier()
                     raise Stopped(state.step, path)
@@ -274,15 +275,15 @@ class _Run:
             self.state.best = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
 
     def _pending(self) -> Tensor:
-        """Return loss (over all processes) and gradient norm of each step since the last point, N x 2, on the host."""
+        """Return loss (over all processes) and gradient norm of each step since the last point, N x 2."""
         if not self.state.pending:
-            return torch.zeros(0, 2)
-        both = torch.stack([entry.to(self.device) for entry in self.state.pending])
-        return torch.stack((self.processes.all_reduce_sum(both[:, 0].contiguous()), both[:, 1]), 1).cpu()
+            return torch.zeros(0, 2, device=self.device)
+        both = torch.stack(self.state.pending)
+        return torch.stack((self.processes.all_reduce_sum(both[:, 0].contiguous()), both[:, 1]), 1)
 
     def _checked(self, crops: Crops) -> Tensor:
-        """Return `_pending`; raise UserError where a value is not finite."""
-        pending = self._pending()
+        """Return `_pending`, on the host, which waits for it; raise UserError where a value is not finite."""
+        pending = self._pending().cpu()
         for index, row in enumerate(pending.tolist()):
             for what, value in zip(("loss", "gradient"), row, strict=True):
                 if not math.isfinite(value):
@@ -294,10 +295,14 @@ class _Run:
                     )
         return pending
 
-    def save(self, crops: Crops) -> Path:
-        """Start to write a checkpoint (first process only). Raises UserError where a loss or gradient is not finite."""
+    def save(self) -> Path:
+        """Start to write a checkpoint (first process only), without waiting for the device; return its path.
+
+        Where a loss or gradient since the last point of the curve is not finite nothing is written: the next point, or
+        a stop, raises the error.
+        """
         state, path = self.state, self.store.path(self.state.step)
-        pending = self._checked(crops)
+        pending = self._pending()
         if not self.processes.first:
             return path
 
@@ -310,12 +315,14 @@ class _Run:
                 "curve": [(p.step, p.loss, p.lr, p.held_out) for p in state.curve],
                 "pending": pending,
                 "model": self.model.state_dict(),
-                "best": state.best,
                 "optimiser": self.optimiser.state_dict(),
                 "random": _random_states(self.device),
             }
 
-        return self.store.save(state.step, content)
+        def sound(found: dict[str, Any]) -> bool:
+            return bool(found["pending"].isfinite().all())
+
+        return self.store.save(state.step, content, {"best": state.best}, sound)
 
     def resume(self) -> None:
         """Load the newest whole checkpoint of this training, if there is one; the first process decides which."""
@@ -333,7 +340,7 @@ class _Run:
         for state, restore in zip(content["random"], _restorers(self.device), strict=False):
             restore(state)
         # The stored losses are already summed over the processes: only the first process contributes them.
-        pending = content["pending"] * torch.tensor([float(self.processes.first), 1.0])
+        pending = (content["pending"] * torch.tensor([float(self.processes.first), 1.0])).to(self.device)
         curve = [Point(*row) for row in content["curve"]]
         self.state = _State(step, curve, list(pending), content["optimiser"], content["phase"], content["best"])
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -147,12 +148,36 @@ def test_due_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == [False, False, True, False, True, False, True]
 
 
-def test_what_is_being_written_does_not_change_with_the_next_step(tmp_path: Path) -> None:
-    weight = torch.zeros(1000)
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize(
+    ("device", "room"),
+    [("cpu", True), pytest.param("cuda", True, marks=GPU), pytest.param("cuda", False, marks=GPU)],
+)
+def test_what_is_written_is_what_was_there_and_nothing_waits_for_it(
+    device: str, room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights change before the thread has looked; a GPU is waited for only if it has no room for a copy."""
+    if not room:
+        monkeypatch.setattr(checkpoints, "_has_room", lambda gpu, content: False)
+    weight, best = torch.zeros(1 << 20, device=device), torch.ones(2)
+    wait = threading.Event()
     with checkpoints.Store(tmp_path) as store:
-        path = store.save(1, lambda: {"model": {"weight": weight}, "curve": [(1, 0.5)]})
-        weight.fill_(1)
-    assert not checkpoints.read(path)["model"]["weight"].any()
+        store._thread.submit(wait.wait)
+        if device == "cuda" and room:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            path = store.save(1, lambda: {"model": {"weight": weight}, "curve": [(1, 0.5)]}, {"best": {"weight": best}})
+            weight.fill_(1)
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+            wait.set()
+    found = checkpoints.read(path)
+    assert not found["model"]["weight"].any()
+    assert found["curve"] == [(1, 0.5)]
+    assert torch.equal(found["best"]["weight"], best)
 
 
 @pytest.fixture(scope="module")

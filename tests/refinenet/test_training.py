@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from toy_training import RECIPE, after_steps, model, run, weights, write
+from toy_training import RECIPE, model, run, weights, write
 
 from refinenet import RefineNet, device
 from refinenet.config import Recipe
@@ -172,9 +172,15 @@ def test_loss_that_is_not_finite_names_step_and_images(split: Split, tmp_path: P
         train(net, split, RECIPE, 0, tmp_path, "f")
 
 
-def test_gradient_that_is_not_finite_names_step_images_and_checkpoint(split: Split, tmp_path: Path) -> None:
-    """The loss of its step and the weights in the last checkpoint are still fine."""
-    net, steps = model(), 0
+@pytest.mark.parametrize(("stop_at", "seen"), [(None, 6), (5, 5)])
+def test_gradient_that_is_not_finite_names_step_images_and_checkpoint(
+    split: Split, tmp_path: Path, stop_at: int | None, seen: int
+) -> None:
+    """The loss of its step and the weights in the last checkpoint are still fine.
+
+    The checkpoint that was due is not waited for and not written: a point of the curve, or a stop, ends in the error.
+    """
+    net, steps, done = model(), 0, list[int]()
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
         nonlocal steps
@@ -184,7 +190,18 @@ def test_gradient_that_is_not_finite_names_step_images_and_checkpoint(split: Spl
     net.classifier.weight.register_hook(spoil)
     recipe = replace(RECIPE, log_every=7)
     with pytest.raises(UserError, match=r"gradient is (nan|inf) in step 4 on image\d.*step-000000003.pt"):
-        train(net, split, recipe, 0, tmp_path, "f", due=after_steps(3))
+        train(
+            net,
+            split,
+            recipe,
+            0,
+            tmp_path,
+            "f",
+            lambda progress: done.append(progress.step),
+            stop=lambda: len(done) == stop_at,
+            due=lambda: len(done) in (3, 5),
+        )
+    assert done[-1] == seen
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000003.pt"]
 
 
