@@ -100,15 +100,23 @@ class _ScaledRows(torch.autograd.Function):
 
 def _rows(weight: Tensor) -> Tensor:
     """Return a view of a convolution's weight with a filter in each row, in the order in which it lies in memory."""
-    return weight.flatten(1) if weight.is_contiguous() else weight.permute(0, 2, 3, 1).flatten(1)
+    return weight.flatten(1) if _channels_first(weight) else weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def _like(rows: Tensor, weight: Tensor) -> Tensor:
     """Return a view of `rows` that is what `_rows` would make them of."""
     filters, channels, height, width = weight.shape
-    if weight.is_contiguous():
+    if _channels_first(weight):
         return rows.view(filters, channels, height, width)
     return rows.view(filters, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _channels_first(weight: Tensor) -> bool:
+    """Return whether a filter's columns are next to each other. A 1 x 1 filter is contiguous in either order.
+
+    Its gradient has the strides that are taken for it here, and several processes want those of the weight.
+    """
+    return weight.stride(3) == 1
 
 
 def _convolve(conv: nn.Conv2d, kernel: Kernel, x: Tensor) -> Tensor:
