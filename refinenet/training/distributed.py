@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,24 +65,49 @@ class ProcessGroup:
         if self.world > 1:
             dist.barrier()
 
-    def wrap_ddp(self, network: nn.Module, unused: bool) -> nn.Module:
-        """Return `network` such that gradients are averaged over the processes in each backward pass.
+    @contextmanager
+    def wrap_ddp(self, network: nn.Module, without_gradient: Sequence[nn.Parameter] = ()) -> Iterator[nn.Module]:
+        """Yield `network` such that gradients are averaged over the processes in each backward pass.
 
-        unused: whether it has parameters without a gradient.
+        The first backward pass makes buckets (25 MB, the first 1 MB) in the order of the gradients. From then on those
+        of a bucket are summed as soon as it is full, while those of the layers before are computed; they stay in it, so
+        that there is no second copy of them.
+
+        without_gradient: parameters that the loss does not depend on (`parameters_without_gradient`), constants within
+            this block. DDP would wait for their gradients; asked to find out itself (find_unused_parameters), it walks
+            through the graph and sums a map of what was used in each step, for which on a GPU the host waits.
         """
         if self.world == 1:
-            return network
+            yield network
+            return
         device = next(network.parameters()).device
-        with warnings.catch_warnings():
-            # Moments are constants: nothing to broadcast. PyTorch warns that the argument will be renamed.
-            warnings.simplefilter("ignore", FutureWarning)
-            return nn.parallel.DistributedDataParallel(
-                network,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
-                find_unused_parameters=unused,
-                gradient_as_bucket_view=True,
-            )
+        for parameter in without_gradient:
+            parameter.requires_grad_(False)
+        try:
+            with warnings.catch_warnings():
+                # Moments are constants: nothing to broadcast. PyTorch warns that the argument will be renamed.
+                warnings.simplefilter("ignore", FutureWarning)
+                wrapped = nn.parallel.DistributedDataParallel(
+                    network,
+                    device_ids=[device.index] if device.type == "cuda" else None,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
+            yield wrapped
+        finally:
+            for parameter in without_gradient:
+                parameter.requires_grad_(True)
+
+
+def parameters_without_gradient(model: nn.Module, side: int) -> list[nn.Parameter]:
+    """Return the parameters that the output of `model` does not depend on, by its graph for one image of `side` pixels.
+
+    Of a RefineNet those of the stages of a backbone below the last one that a block of the cascade takes.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    image = torch.zeros(1, 3, side, side, device=parameters[0].device)
+    gradients = torch.autograd.grad(model(image).sum(), parameters, allow_unused=True)
+    return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from refinenet.config import Recipe
 from refinenet.data import IGNORE_INDEX
 from refinenet.device import choose_precision
 from refinenet.model.network import RefineNet
-from refinenet.training.distributed import ProcessGroup
+from refinenet.training.distributed import ProcessGroup, parameters_without_gradient
 from refinenet.training.memory import activation_bytes, activation_checkpointing
 
 
@@ -73,24 +73,26 @@ def wrap_for_training(
     It has the recipe's precision, memory format, activation checkpointing and torch.compile, and averages gradients
     over `processes`. `model` trains in place; after the block only its weights have changed.
     """
+    processes = processes or ProcessGroup()
     device = next(model.parameters()).device
     order = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(memory_format=order)
-    with activation_checkpointing(model, recipe.activation_checkpointing):
-        network: nn.Module = model
-        if recipe.compile:
-            # A batch of one has the size of its image: dynamic=None compiles for any size at the second one.
-            network = torch.compile(model, dynamic=None if recipe.batch_size == 1 else False)  # type: ignore[assignment]
-        # A backbone of which no block takes stage 4 has parameters without a gradient.
-        coarsest = {scale for taps in model.cascade.blocks for scale, stage in taps if stage == 4}
-        unused = len(coarsest) < len(model.cascade.scales)
-        network = (processes or ProcessGroup()).wrap_ddp(network, unused)
-
+    idle = list[nn.Parameter]()
+    if processes.world > 1:
+        idle = parameters_without_gradient(model, round(recipe.crop * recipe.input_scale))
+    network: nn.Module = model
+    if recipe.compile:
+        # A batch of one has the size of its image: dynamic=None compiles for any size at the second one.
+        network = torch.compile(model, dynamic=None if recipe.batch_size == 1 else False)  # type: ignore[assignment]
+    with (
+        activation_checkpointing(model, recipe.activation_checkpointing),
+        processes.wrap_ddp(network, idle) as wrapped,
+    ):
         half = choose_precision(recipe.precision, device) == "bfloat16"
 
         def logits(images: Tensor) -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                scores: Tensor = network(images.contiguous(memory_format=order))
+                scores: Tensor = wrapped(images.contiguous(memory_format=order))
             return scores
 
         yield logits

@@ -43,11 +43,12 @@ def write(path: Path, seed: int = 0, classes: tuple[str, ...] = ("a", "b", "c"))
     return Split(path)
 
 
-def model(dropout: float = 0.5, cascade: str = "single") -> RefineNet:
-    """The network, always with the same weights."""
+def model(dropout: float = 0.5, cascade: Any = "single", **more: Any) -> RefineNet:
+    """The network, always with the same weights; `more`: further settings of it, or others."""
     reproducible(0, 1)
+    settings = {"backbone": "resnet50", "stem": 8, "width": 4, "coarse_width": 8} | more
     with mock.patch.dict(cast("dict[str, Any]", RESNETS), resnet50=(1, 1, 1, 1)):
-        net = RefineNet(3, backbone="resnet50", cascade=cascade, stem=8, width=4, coarse_width=8, dropout=dropout)
+        net = RefineNet(3, cascade=cascade, dropout=dropout, **settings)
     net.initialise("scaled", torch.Generator().manual_seed(0))
     return net
 
