@@ -23,7 +23,7 @@ def together(module: str, name: str, processes: int, device: str) -> None:
     Raises:
         Terminated: they were asked to stop (SIGTERM).
         KeyboardInterrupt: Ctrl-C.
-        SystemExit: one failed and has printed why; with its exit code.
+        SystemExit: one failed and has printed why, or was killed, which is printed here; with its exit code.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -54,4 +54,12 @@ def together(module: str, name: str, processes: int, device: str) -> None:
         codes = {failure.exitcode for failure in failed.failures.values()}
         if EXIT_TRY_AGAIN in codes:
             raise Terminated(f"{processes} processes; the same command goes on from checkpoints/{name}/") from None
+        # The others end with an error of the network, in which nothing says what has happened.
+        killed = [(failure.timestamp, rank, failure.exitcode) for rank, failure in failed.failures.items()]
+        for _, rank, code in sorted(one for one in killed if one[2] < 0 and one[2] != -signal.SIGTERM)[:1]:
+            print(
+                f"error: process {rank} of {processes} was ended by {signal.Signals(-code).name}; "
+                f"the same command goes on from checkpoints/{name}/",
+                file=sys.stderr,
+            )
         sys.exit(max(codes) if max(codes) > 0 else 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -87,7 +88,10 @@ def finish(folder: Path) -> tuple[Mapping[str, Any], str, bytes]:
 
 @pytest.mark.slow
 def test_two_processes_do_as_one_and_stop_as_one(folder: Path) -> None:
-    """The same weights to rounding; a SIGTERM to all of them at once ends in 75, and then in the same bytes."""
+    """The same weights to rounding; a SIGTERM to all of them at once ends in 75, and then in the same bytes.
+
+    So does a SIGKILL of one of them, which the other, that only misses it, is not the one to tell of.
+    """
     one, curve, _ = finish(folder)
     configure(folder, num_processes=2)
     two, other, whole = finish(folder)
@@ -121,6 +125,17 @@ def test_two_processes_do_as_one_and_stop_as_one(folder: Path) -> None:
     assert "Traceback" not in told
     assert any(checkpoints.glob("step-*.pt"))
     assert not checkpoints.with_suffix(".lease").exists()
+    assert finish(folder)[2] == whole
+
+    process = start(folder)
+    while not any(checkpoints.glob("step-*.pt")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)  # as a system does that has no memory left
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 1, told
+    assert re.search(r"^error: process [01] of 2 was ended by SIGKILL; the same command goes on from", told, re.M), told
+    assert any(checkpoints.glob("step-*.pt"))
     assert finish(folder)[2] == whole
 
 
