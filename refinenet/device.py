@@ -51,10 +51,8 @@ def choose_device(name: str) -> torch.device:
         if rank >= count:
             raise UserError(f"LOCAL_RANK is {rank}, but PyTorch finds {count} GPUs here; start as many processes")
         return torch.device("cuda", rank)
-    names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
-    free = _free_memory()
-    taken = pick([free.get(name, 0) for name in names], lambda index: hold(_lock(names[index])))
-    return torch.device("cuda", taken)
+    uuids = _uuids(count)
+    return torch.device("cuda", pick(_free_memory(uuids), lambda index: hold(_lock(uuids[index]))))
 
 
 def pick(free: Sequence[int], take: Callable[[int], bool]) -> int:
@@ -67,17 +65,28 @@ def pick(free: Sequence[int], take: Callable[[int], bool]) -> int:
 
 
 def reserve(count: int) -> str:
-    """Lock `count` GPUs that no other stage on this machine uses; return them as CUDA_VISIBLE_DEVICES names them.
+    """Lock `count` GPUs that no other stage on this machine uses; return a CUDA_VISIBLE_DEVICES with these alone.
 
-    They stay locked until this process ends. Raises UserError where fewer are free: they are not shared.
+    They are among those that CUDA_VISIBLE_DEVICES names now, in the form in which it names them: numbers, UUIDs, the
+    beginnings of UUIDs. They stay locked until this process ends. Raises UserError where fewer are free: they are not
+    shared.
     """
-    free, taken = _free_memory(), list[str]()
-    for name in sorted(free, key=lambda name: -free[name]):
-        if len(taken) < count and hold(_lock(name)):
-            taken.append(name)
+    uuids, taken = _uuids(torch.cuda.device_count() if torch.cuda.is_available() else 0), list[int]()
+    free = _free_memory(uuids)
+    for index in sorted(range(len(uuids)), key=lambda index: -free[index]):
+        if len(taken) < count and hold(_lock(uuids[index])):
+            taken.append(index)
     if len(taken) < count:
-        raise UserError(f"train.num_processes is {count}, but {len(taken)} of {len(free)} GPUs here are free")
-    return ",".join(f"GPU-{name}" for name in taken)
+        raise UserError(f"train.num_processes is {count}, but {len(taken)} of {len(uuids)} GPUs here are free")
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # CUDA counts the names as they stand there, and without any all GPUs in an order that is the same in each process.
+    names = [str(index) for index in range(len(uuids))] if named is None else named.split(",")
+    return ",".join(names[index].strip() for index in taken)
+
+
+def _uuids(count: int) -> list[str]:
+    """Return the UUID of each of the `count` GPUs that CUDA_VISIBLE_DEVICES leaves, in CUDA's order."""
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
 
 
 def _lock(uuid: str) -> Path:
@@ -108,18 +117,40 @@ def hold(path: Path) -> bool:
     return True
 
 
-def _free_memory() -> dict[str, int]:
-    """Return UUID -> free bytes of each GPU; empty where nvidia-smi is missing.
-
-    PyTorch knows it too, but to ask it creates a context of some hundred megabytes on every GPU.
-    """
-    query = ["nvidia-smi", "--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits"]
+# For a process of its own, because a context of some hundred megabytes stays on every GPU that is asked. A GPU that its
+# owner shares with nobody refuses one.
+_ASK = """
+import torch
+for index in range(torch.cuda.device_count()):
     try:
-        output = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
-        rows = [line.split(",") for line in output.splitlines()]
-        return {row[0].strip().removeprefix("GPU-"): int(row[1]) << 20 for row in rows}
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return {}
+        print(torch.cuda.mem_get_info(index)[0])
+    except RuntimeError:
+        print(0)
+"""
+
+
+def _free_memory(uuids: Sequence[str]) -> list[int]:
+    """Return the free bytes of each GPU that CUDA_VISIBLE_DEVICES leaves, `uuids`; 0 for each where nobody knows.
+
+    By nvidia-smi; a container may be without it, and it does not list MIG instances: then by PyTorch, which takes
+    seconds. Of a single GPU nobody is asked.
+    """
+    if len(uuids) < 2:
+        return [0] * len(uuids)
+    query = ["nvidia-smi", "--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits"]
+    with suppress(OSError, subprocess.SubprocessError, ValueError, IndexError, KeyError):
+        rows = [line.split(",") for line in _output(query).splitlines()]
+        known = {row[0].strip().removeprefix("GPU-"): int(row[1]) << 20 for row in rows}
+        return [known[uuid] for uuid in uuids]
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
+        free = [int(word) for word in _output([sys.executable, "-c", _ASK]).split()]
+        if len(free) == len(uuids):
+            return free
+    return [0] * len(uuids)
+
+
+def _output(command: Sequence[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def has_bfloat16(device: torch.device) -> bool:

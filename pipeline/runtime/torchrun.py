@@ -32,7 +32,7 @@ def together(module: str, name: str, processes: int, device: str) -> None:
     from refinenet.device import reserve
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
-    if device == "cuda" and "CUDA_VISIBLE_DEVICES" not in os.environ:  # else a scheduler has chosen
+    if device == "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = reserve(processes)
     os.environ["PIPELINE_ENGINE"] = str(os.getpid())  # they end with this process, however that ends
     config = LaunchConfig(

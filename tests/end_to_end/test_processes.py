@@ -23,7 +23,6 @@ from pipeline import download, preflight, prepare, settings, weights
 from pipeline.config import resolve
 from pipeline.graph import Stage
 from pipeline.runtime.cli import EXIT_HELD, EXIT_TRY_AGAIN
-from refinenet import device
 from refinenet.config import Recipe
 from refinenet.errors import UserError
 
@@ -172,16 +171,6 @@ def test_as_many_cores_as_threads_where_the_processor_computes() -> None:
     assert cores(device="cpu", threads=2) == 2
     assert cores(device="cpu", threads=32) == 8
     assert cores(device="cpu", threads=1) == cores(device="cuda", threads=4) == cores() == 1
-
-
-def test_gpus_are_taken_for_all_processes_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_free_memory", lambda: {"a": 3, "b": 9, "c": 5})
-    monkeypatch.setattr(device.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(device, "_held", {})
-    assert device.reserve(2) == "GPU-b,GPU-c"
-    monkeypatch.setattr(device, "_held", {})  # as another process would find it
-    with pytest.raises(UserError, match="processes is 2, but 1 of 3 GPUs here are free"):
-        device.reserve(2)
 
 
 def test_the_head_of_a_cluster_needs_no_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

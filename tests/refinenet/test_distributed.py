@@ -1,4 +1,4 @@
-"""Two processes train as one; and of several processes each finds a GPU of its own."""
+"""Two processes train as one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from toy_training import RECIPE, model, write
 
 from refinenet.config import CASCADES, Recipe
-from refinenet.device import pick
 from refinenet.errors import UserError
 from refinenet.training.distributed import ProcessGroup, parameters_without_gradient
 from refinenet.training.loop import train
@@ -218,51 +217,3 @@ def test_more_processes_than_images(tmp_path: Path) -> None:
     split = write(tmp_path / "image.arrow")
     with pytest.raises(UserError, match=r"train\.batch_size is 2"):
         train(model(), split, replace(RECIPE, batch_size=2), 0, tmp_path, "f", processes=ProcessGroup(0, 3))
-
-
-def test_the_gpu_with_the_most_free_memory_that_nobody_took() -> None:
-    def choose(free: list[int], *taken: int) -> int:
-        return pick(free, lambda index: index not in taken)
-
-    assert choose([3, 9, 5]) == 1
-    assert choose([3, 9, 5], 1) == 2
-    assert choose([0, 0, 0], 0) == 1  # nothing is known of memory
-    assert choose([3, 9, 5], 0, 1, 2) == 1
-
-
-def test_processes_at_once_take_a_gpu_each(tmp_path: Path) -> None:
-    """Four GPUs, six processes: four get one each, two share; what a process held is free once it has ended."""
-    code = f"""
-import sys
-from pathlib import Path
-from refinenet.device import hold, pick
-taken = []
-def take(index):
-    taken.append((index, hold(Path({str(tmp_path)!r}) / f"gpu{{index}}")))
-    return taken[-1][1]
-index = pick([1, 4, 2, 3], take)
-print(index, taken[-1][1], flush=True)
-sys.stdin.read()
-"""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-
-    def start() -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        return subprocess.Popen([sys.executable, "-c", code], env=environment, stdin=pipe, stdout=pipe, text=True)
-
-    def told(process: subprocess.Popen[str]) -> tuple[int, bool]:
-        assert process.stdout is not None
-        index, alone = process.stdout.readline().split()
-        return int(index), alone == "True"
-
-    running = [start() for _ in range(6)]
-    found = [told(process) for process in running]
-    assert sorted(found) == [(0, True), (1, False), (1, False), (1, True), (2, True), (3, True)]
-    third = running[found.index((3, True))]
-    third.kill()
-    third.wait()
-    another = start()
-    assert told(another) == (3, True)
-    for process in (*running, another):
-        process.kill()
-        process.communicate()
