@@ -100,6 +100,8 @@ assert not there & {{"pipeline", "dvc", "mlflow", "snakemake", "pydantic", "yaml
     assert len(numbers) == 8 + 3 + 3
     assert min(*numbers, *rates["matrix"].values(), rates["bytes"], rates["launches"], rates["crops_per_second"]) > 0
     assert rates["same_bytes"] is True
+    assert min(rates["checkpoint"].values()) > 0
+    assert "A checkpoint of " in page
     page, rates = run("--only", "real", "floors", "--split", "missing.arrow")
     assert "Failed: missing.arrow: " in page
     assert page.index("Failed") < page.index("| product of two ")
