@@ -108,7 +108,7 @@ class CRFProcesses:
         there, pixels, labels = _views(self._memory, slot, shape)
         there[:], pixels[:] = probabilities, image
         try:
-            with _ctrl_c_blocked():
+            with _ctrl_c_waits():
                 future = self._pool.submit(_label, slot, shape)
         except Exception as error:
             # While one is started, another that is killed closes what the new one is to inherit: any error.
@@ -136,13 +136,21 @@ def _views(memory: IO[bytes], slot: int, shape: _Shape) -> tuple[Floats, Array, 
 
 
 @contextmanager
-def _ctrl_c_blocked() -> Iterator[None]:
+def _ctrl_c_waits() -> Iterator[None]:
     """Keep Ctrl-C for the end of the block. Processes started in it never get it; it goes to all of a terminal's."""
+    came: list[int] = []
+    # Blocked, as those inherit; and handled, for other threads of this process are not blocked.
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 class _Shared:

@@ -28,12 +28,15 @@ from refinenet.errors import UserError
 from refinenet.inference.crf_processes import AHEAD, CRFProcesses
 from refinenet.inference.predictor import Predictor
 
-torch.set_num_threads(1)
-
 ROOT = Path(__file__).resolve().parents[2]
 HELPERS = ROOT / "tests" / "helpers"
 PROTOCOLS = {"plain": Protocol((1.0,)), "crf": Protocol((1.0,), crf=True), "other": Protocol((0.5, 1.0), crf=True)}
 ONLY_CRF = {"it": Protocol((1.0,), crf=True)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # two that share a busy core with these processes wait for each other
 
 
 @pytest.fixture(scope="module")
