@@ -100,6 +100,7 @@ assert not there & {{"pipeline", "dvc", "mlflow", "snakemake", "pydantic", "yaml
     assert len(numbers) == 8 + 3 + 3
     assert min(*numbers, *rates["matrix"].values(), rates["bytes"], rates["launches"], rates["crops_per_second"]) > 0
     assert rates["same_bytes"] is True
+    assert min(rates["size_ms"][kind] for kind in ("new", "seen")) > 0
     page, rates = run("--only", "real", "floors", "--split", "missing.arrow")
     assert "Failed: missing.arrow: " in page
     assert page.index("Failed") < page.index("| product of two ")
