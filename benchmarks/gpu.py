@@ -300,8 +300,34 @@ def where(page: Page) -> None:
             page.row(f"`{row.key[:70].replace('|', '/')}`", str(row.count), f"{getattr(row, which) / total:.1%}")
 
 
+def new_sizes(page: Page) -> None:
+    """Measure what an image costs whose size was not seen before: cuDNN has to plan its convolutions first."""
+    height, width, classes, edges, scales = EVALUATED["VOC"]
+    if page.thin:
+        height, width = height // 8, width // 8
+    page.forget()
+    net = optimise_for_inference(page.model(classes).eval(), fast=True)
+    rng = np.random.default_rng(0)
+    # No two have an input in common at any scale.
+    widths = [width - 8 * index for index in range(3 if page.thin else 13)]
+    images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for width in widths]
+    took: dict[str, list[float]] = {"new": [], "seen": []}
+    for kind in took:
+        for image in images:
+            begin = time.perf_counter()
+            predict_many(net, [image], {"it": Protocol(scales)}, Resizing(1.2, None if page.thin else edges))
+            page.wait()
+            took[kind].append(1e3 * (time.perf_counter() - begin))
+    page.table("VOC, float32, an image of a size that is", "images", "ms (least to most)")
+    for kind, found in took.items():
+        # The first image of all pays for more than its size.
+        page.row(kind, str(len(found) - 1), spread(found[1:]))
+        page.rates.setdefault("size_ms", {})[kind] = statistics.median(found[1:])
+
+
 def evaluation(page: Page) -> None:
     """Measure multi-scale evaluation, from images in memory to the counts of the confusion matrix."""
+    new_sizes(page)
     page.table("images", "scales", "variant", "images/s (least to most)", "share", "peak memory, GB")
     rows = page.rates.setdefault("evaluation", [])
     rng = np.random.default_rng(0)

@@ -44,8 +44,8 @@ class Work:
     """One training and, of an experiment, its evaluation. Multiply-adds are of one image's forward pass.
 
     `side`: of a crop as the network sees it, pixels. `crops`: in all. `testing`: multiply-adds of the evaluation, and
-    `waiting`, its seconds on the CPU. `memory`: bytes of weights, momentum and one step. `after`: the pretraining that
-    has to be done.
+    `crf`, the seconds of its dense CRFs on the CPU meanwhile. `memory`: bytes of weights, momentum and one step.
+    `after`: the pretraining that has to be done.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Work:
     multiply_adds: float
     crops: int
     testing: float
-    waiting: float
+    crf: float
     memory: float
     parameters: int
     batch: int
@@ -63,7 +63,7 @@ class Work:
     def hours(self, rate: float) -> tuple[float, float]:
         """GPU hours of the training and of the evaluation at `rate` operations a second."""
         training = PASSES * OPERATIONS * self.multiply_adds * self.crops
-        return training / rate / 3600, (OPERATIONS * self.testing / rate + self.waiting) / 3600
+        return training / rate / 3600, max(OPERATIONS * self.testing / rate, self.crf) / 3600
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def works(params: Params, profile: Profile, where: str, names: Collection[str] |
         network = json.dumps(made["network"], sort_keys=True)
         classes = len(datasets.load(training.data).CLASSES)
         adds, parameters, step = counted(network, classes, side, recipe.batch_size)
-        pixels, waiting = (0.0, 0.0) if early else tested(name, profile, training, recipe, where)
+        pixels, crf = (0.0, 0.0) if early else tested(name, profile, training, recipe, where)
         found.append(
             Work(
                 name=name,
@@ -180,7 +180,7 @@ def works(params: Params, profile: Profile, where: str, names: Collection[str] |
                 multiply_adds=adds,
                 crops=0 if name in profile.models else recipe.steps * recipe.batch_size,
                 testing=adds / side**2 * pixels,
-                waiting=waiting,
+                crf=crf,
                 memory=2 * FLOAT * parameters + step,  # weights and momentum
                 parameters=parameters,
                 batch=recipe.batch_size,
@@ -192,18 +192,22 @@ def works(params: Params, profile: Profile, where: str, names: Collection[str] |
 
 
 def tested(name: str, profile: Profile, training: Training, recipe: Recipe, where: str) -> tuple[float, float]:
-    """Pixels that go through the network in the evaluation, over all protocols and scales; seconds of the CRF."""
+    """Pixels that go through the network in the evaluation, over all protocols and scales; seconds of the CRF.
+
+    The CRF is computed beside the network, in as many processes as the profile has threads.
+    """
     settings = resolve.evaluation_settings(name, training, profile)
     edges = settings.get("short_edge")
     height, width = datasets.load(training.data).TYPICAL_SIZE
     factor = Resizing(recipe.input_scale, tuple(edges) if edges else None).factor(height, width)
-    views, waiting = 0.0, 0.0
+    views, crfs = 0.0, 0
     for given in settings["protocols"].values():
         protocol = Protocol(**given)
         views += sum(scale**2 for scale in protocol.scales) * (1 + protocol.flip)
-        waiting += FACTS["crf"] * protocol.crf
+        crfs += protocol.crf
     count = datasets.load(training.data).COUNTS[resolve.evaluated_split(name, training, profile, where)]
-    return count * height * width * factor**2 * views, count * waiting
+    threads = resolve.machine_settings(training.data, profile)["threads"]
+    return count * height * width * factor**2 * views, count * crfs * FACTS["crf"] / threads
 
 
 def schedule(hours: Mapping[str, float], after: Mapping[str, str | None], gpus: int) -> list[Slot]:

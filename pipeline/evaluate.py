@@ -22,6 +22,7 @@ from pipeline.formats.label_images import GAP, colour
 from pipeline.runtime import progress
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import dvc_md5
+from pipeline.runtime.machine import cores
 from pipeline.tracking import track
 from refinenet.atomic import atomic_file, atomic_folder
 from refinenet.config import Protocol
@@ -114,6 +115,7 @@ def run(name: str) -> None:
         portable_arithmetic()
 
     from refinenet.device import repeatable_device
+    from refinenet.inference.crf_processes import CRFProcesses
     from refinenet.inference.multiscale import upload
     from refinenet.inference.predictor import Predictor
 
@@ -142,16 +144,16 @@ def run(name: str) -> None:
             headline=headline(cfg.protocols),
         ) as log,
         progress.bar(f"evaluate {name}", "image", total=len(split)) as bar,
+        CRFProcesses(cores()) as crf,
     ):
         begin = time.perf_counter()
-        for batch in batches(split.sizes(), cfg.batch_size):
-            samples = [split[index] for index in batch]
-            for sample in samples:
+        every = batches(split.sizes(), cfg.batch_size)
+        images = ([split[index].image for index in batch] for batch in every)
+        for batch, answers in zip(every, trained.stream(images, cfg.protocols, crf), strict=True):
+            for index, labels in zip(batch, answers, strict=True):
+                sample = split[index]
                 if sample.label is None:
                     raise UserError(f"{split.path}: {sample.name} has no label to score against")
-            answers = trained.many([sample.image for sample in samples], cfg.protocols)
-            for index, sample, labels in zip(batch, samples, answers, strict=True):
-                assert sample.label is not None
                 truth = upload(sample.label, trained.device)
                 for protocol, label in labels.items():
                     totals[protocol].add(truth, label)

@@ -60,11 +60,13 @@ class Stage:
         """Return how many of `every` cores the stage gets.
 
         All if its meta says so and its data is not synthetic; as many as its threads where it computes on the CPU: two
-        trainings of two threads each on two cores take about eight times as long together as one after the other.
+        trainings of two threads each on two cores take about eight times as long together as one after the other. An
+        evaluation with a dense CRF computes it on the CPU, whatever its device.
         """
         if self.meta.get("cores") == "all" and not self.drawn:
             return every
-        return 1 if self._on_gpu else min(every, int(self._settings.get("threads", 1)))
+        crf = any(protocol.get("crf") for protocol in (self._settings.get("protocols") or {}).values())
+        return min(every, int(self._settings.get("threads", 1))) if crf or not self._on_gpu else 1
 
     @property
     def gpus(self) -> int:

@@ -20,10 +20,11 @@ from pipeline import datasets
 from pipeline.config import resolve
 from pipeline.config.schema import Prepare
 from pipeline.datasets import Dataset, Reader
-from pipeline.datasets.pool import cores, reading
+from pipeline.datasets.pool import reading
 from pipeline.runtime import progress
 from pipeline.runtime.cli import main
 from pipeline.runtime.dvc_md5 import md5_of_file
+from pipeline.runtime.machine import cores
 from refinenet.atomic import atomic_folder
 from refinenet.data.split import Schema, Split
 from refinenet.data.writer import write_split

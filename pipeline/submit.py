@@ -24,6 +24,7 @@ from pipeline.config import resolve
 from pipeline.runtime import git, progress
 from pipeline.runtime.cli import add_to, command_parser, run_cli, user_path
 from pipeline.runtime.dvc_md5 import dvc_md5
+from pipeline.runtime.machine import cores
 from pipeline.tables import server_records
 from pipeline.tables.paper import published
 from pipeline.test_servers import answers
@@ -155,13 +156,18 @@ def predict(
                 left.unlink()
         with atomic_file(note) as part:
             part.write_text(text, encoding="utf-8")
+    from refinenet.inference.crf_processes import CRFProcesses
+
     todo = [index for index, sample in enumerate(images) if not _finished(server, kept, sample)]
-    with progress.bar(f"submit {model.path.stem}", "image", total=len(images), initial=len(images) - len(todo)) as bar:
-        for index in todo:
-            sample = images[index]
-            (label,) = model.under_protocols(sample.image, protocol).values()
-            with atomic_file(kept / f"{sample.name}.png") as part:
-                part.write_bytes(server.png(label))
+    pixels = ([images[index].image] for index in todo)
+    with (
+        progress.bar(f"submit {model.path.stem}", "image", total=len(images), initial=len(images) - len(todo)) as bar,
+        CRFProcesses(cores()) as crf,
+    ):
+        for index, (labels,) in zip(todo, model.stream(pixels, protocol, crf), strict=True):
+            (label,) = labels.values()
+            with atomic_file(kept / f"{images[index].name}.png") as part:
+                part.write_bytes(server.png(label.cpu().numpy()))
             bar.update()
 
 

@@ -57,16 +57,6 @@ Read = Callable[[Schema, Sequence[str]], Iterator[Example]]
 _Found = tuple[Facts, bytes] | UserError  # facts and fingerprint of an image, or what is wrong with it
 
 
-def cores() -> int:
-    """How many processes to read with: PIPELINE_CORES, or as many cores as this process may use."""
-    given = os.environ.get("PIPELINE_CORES")
-    if given is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"PIPELINE_CORES is {given!r}, expected a whole number from 1")
-    return int(given)
-
-
 @contextmanager
 def reading(reader: Reader, count: int, broken: list[str] | None = None) -> Iterator[Read]:
     """Yield `read(schema, images)`, which reads those images of `schema.split` in `count` processes, in their order.

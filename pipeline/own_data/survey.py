@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from pipeline.datasets import near_duplicates
-from pipeline.datasets.pool import cores
 from pipeline.formats import user_pictures
 from pipeline.runtime import progress
+from pipeline.runtime.machine import cores
 from refinenet.data.split import RGB
 from refinenet.errors import UserError, several
 

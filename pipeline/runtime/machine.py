@@ -14,6 +14,16 @@ from refinenet.errors import UserError
 ELSEWHERE = "PIPELINE_ELSEWHERE"
 
 
+def cores() -> int:
+    """Return how many processes a stage may compute in: PIPELINE_CORES, or as many cores as this process may use."""
+    given = os.environ.get("PIPELINE_CORES")
+    if given is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"PIPELINE_CORES is {given!r}, expected a whole number from 1")
+    return int(given)
+
+
 def has_gpu() -> bool:
     """Return whether NVIDIA's driver finds a GPU; asked directly, because importing torch to ask takes seconds."""
     try:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from refinenet.data.split import Array
 from refinenet.errors import UserError
 
+Floats = npt.NDArray[np.float32]
+
 _LEAST = 1e-5  # floor of a probability before its logarithm, as in pydensecrf's own unary_from_softmax
 
 
@@ -33,7 +35,7 @@ class DenseCRF:
     colour_position_std: float = 67
     colour_std: float = 3
 
-    def __call__(self, image: Array, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def __call__(self, image: Array, probabilities: Floats) -> Floats:
         """Refine `probabilities`, C x H x W with one channel an output (void, too), on `image`, H x W x 3 uint8 RGB.
 
         Returns the same shape. A channel that is 0 everywhere stays 0. Raises UserError where pydensecrf2 is missing.
@@ -64,3 +66,9 @@ class DenseCRF:
         )
         refined[possible] = np.asarray(field.inference(self.iterations)).reshape(labels, height, width)
         return refined
+
+
+def crf_labels(image: Array, probabilities: Floats) -> Array:
+    """Return the class of each pixel, H x W uint8, by a dense CRF; the arguments and errors are those of `DenseCRF`."""
+    labels: Array = DenseCRF()(image, probabilities).argmax(0).astype(np.uint8)
+    return labels

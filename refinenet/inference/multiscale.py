@@ -1,15 +1,17 @@
 """Multi-scale prediction of whole images (paper, section 4; the authors' fuse_multiscale_results.m).
 
 Nothing here waits for the device, so that the next image is queued while this one is computed, except `predict`, which
-returns numpy arrays, and a dense CRF, which runs on the host.
+returns numpy arrays, and a dense CRF, which runs on the host; in `predict_stream` the next images are computed
+meanwhile.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,12 +22,15 @@ from refinenet.config import SMALLEST_TILE, Average, Precision, Protocol, Resizi
 from refinenet.data.split import Array
 from refinenet.device import choose_precision
 from refinenet.errors import UserError
-from refinenet.inference.crf import DenseCRF
+from refinenet.inference.crf import Floats, crf_labels
+from refinenet.inference.crf_processes import CRFProcesses, Refinement
 from refinenet.inference.tiles import Span, imresize_window, tiled
 from refinenet.model.blocks import imresize, resize
 
 if TYPE_CHECKING:
     from refinenet.model.network import RefineNet
+
+_T = TypeVar("_T")
 
 View = tuple[float, bool]  # scale, mirrored
 Size = tuple[int, int]  # height, width in pixels
@@ -119,6 +124,57 @@ def predict_many(
     Images that have one size after scaling are one batch, whatever its size. A batch may sum in another order than one
     image: where two classes are within a rounding error, the label may differ.
     """
+    found = _predict(model, images, protocols, resizing, average, precision, tile, crf_labels)
+    return [{name: _on_device(label, model) for name, label in labels.items()} for labels in found]
+
+
+def predict_stream(
+    model: nn.Module,
+    batches: Iterable[Sequence[Array]],
+    protocols: Mapping[str, Protocol],
+    resizing: Resizing,
+    average: Average,
+    precision: Precision,
+    tile: int | None,
+    crf: CRFProcesses,
+) -> Iterator[list[dict[str, Tensor]]]:
+    """Label batch after batch as `predict_many` does, in their order, with dense CRFs in the processes of `crf`.
+
+    The network goes on until those have as many images as they take, so it is ahead of the labels that this yields;
+    where no protocol has a CRF it is not. Raises UserError as `predict_many`, and where a process of `crf` was killed.
+    """
+    waiting: deque[list[dict[str, Tensor | Refinement]]] = deque()
+    for images in batches:
+        waiting.append(_predict(model, images, protocols, resizing, average, precision, tile, crf.submit))
+        while waiting and all(_done(label) for labels in waiting[0] for label in labels.values()):
+            yield [{name: _on_device(x, model) for name, x in labels.items()} for labels in waiting.popleft()]
+    for found in waiting:
+        yield [{name: _on_device(label, model) for name, label in labels.items()} for labels in found]
+
+
+def _done(label: Tensor | Refinement) -> bool:
+    return isinstance(label, Tensor) or label.done()
+
+
+def _on_device(label: Tensor | Array | Refinement, model: nn.Module) -> Tensor:
+    if isinstance(label, Tensor):
+        return label
+    labels = label.labels() if isinstance(label, Refinement) else label
+    return torch.from_numpy(labels).to(next(model.parameters()).device)
+
+
+@torch.inference_mode()
+def _predict(
+    model: nn.Module,
+    images: Sequence[Array],
+    protocols: Mapping[str, Protocol],
+    resizing: Resizing,
+    average: Average,
+    precision: Precision,
+    tile: int | None,
+    refine: Callable[[Array, Floats], _T],
+) -> list[dict[str, Tensor | _T]]:
+    """Label each of `images` as `predict_many`; what `refine` returns stands for the labels of a dense CRF."""
     if tile is not None and tile < SMALLEST_TILE:
         raise UserError(f"tile is {tile} pixels a side, expected {SMALLEST_TILE} or more")
     device = next(model.parameters()).device
@@ -127,7 +183,7 @@ def predict_many(
     for index, image in enumerate(images):
         sizes = tuple(scaled_size(image, scale, resizing) for scale, _ in views)
         groups.setdefault(sizes, []).append(index)
-    labels: list[dict[str, Tensor]] = [{} for _ in images]
+    labels: list[dict[str, Tensor | _T]] = [{} for _ in images]
     for sizes, indices in groups.items():
         pixels = [upload(images[index], device).permute(2, 0, 1)[None] for index in indices]
         maps = {}
@@ -145,7 +201,7 @@ def predict_many(
             for place, index in enumerate(indices):
                 scores, image = fused[own][place : place + 1], images[index]
                 if protocol.crf:
-                    labels[index][name] = _refined(scores, image, average)
+                    labels[index][name] = refine(image, _probabilities(scores, image, average))
                 else:
                     labels[index][name] = _best(scores, (image.shape[0], image.shape[1]))
     return labels
@@ -238,10 +294,9 @@ def _best(scores: Tensor, size: Size) -> Tensor:
     return label
 
 
-def _refined(scores: Tensor, image: Array, average: Average) -> Tensor:
-    """Apply a dense CRF at the image's size and return the argmax, H x W uint8."""
+def _probabilities(scores: Tensor, image: Array, average: Average) -> Floats:
+    """Return outputs x H x W at the image's size, of scores 1 x outputs x h x w."""
     probabilities = resize(scores, image.shape[:2])[0]
     if average == "log":
         probabilities = probabilities.softmax(0)
-    refined = DenseCRF()(image, probabilities.cpu().numpy())
-    return torch.from_numpy(refined.argmax(0).astype(np.uint8)).to(scores.device)
+    return probabilities.cpu().numpy()

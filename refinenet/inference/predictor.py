@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from refinenet.data import IGNORE_INDEX
 from refinenet.data.split import RGB, Array
 from refinenet.device import choose_precision
 from refinenet.errors import UserError, nearest
-from refinenet.inference.multiscale import optimise_for_inference, predict_many
+from refinenet.inference.crf_processes import CRFProcesses
+from refinenet.inference.multiscale import optimise_for_inference, predict_many, predict_stream
 from refinenet.inference.onnx_file import OnnxNetwork
 from refinenet.model.network import RefineNet, load
 
@@ -185,6 +186,13 @@ class Predictor:
         """Label each of `images` (H x W x 3 uint8) as `predict_many`; the maps stay on `device`."""
         how = resizing or self.resizing
         return predict_many(self._net, images, protocols, how, self._average, self.precision, tile or self._tile)
+
+    def stream(
+        self, batches: Iterable[Sequence[Array]], protocols: Mapping[str, Protocol], crf: CRFProcesses
+    ) -> Iterator[list[dict[str, Tensor]]]:
+        """Label batch after batch as `many`, while dense CRFs are computed in processes, as in `predict_stream`."""
+        settings = self.resizing, self._average, self.precision, self._tile
+        return predict_stream(self._net, batches, protocols, *settings, crf)
 
     def label_photo(self, image: Array, protocol: Protocol, where: str) -> Array:
         """Label a photograph of any shape: H x W x 3 uint8 -> H x W class indices, 255 where a void output wins.

@@ -102,6 +102,7 @@ assert not there & {{"pipeline", "dvc", "mlflow", "snakemake", "pydantic", "yaml
     assert rates["same_bytes"] is True
     assert min(rates["checkpoint"].values()) > 0
     assert "A checkpoint of " in page
+    assert min(rates["size_ms"][kind] for kind in ("new", "seen")) > 0
     page, rates = run("--only", "real", "floors", "--split", "missing.arrow")
     assert "Failed: missing.arrow: " in page
     assert page.index("Failed") < page.index("| product of two ")

@@ -171,6 +171,10 @@ def test_as_many_cores_as_threads_where_the_processor_computes() -> None:
     assert cores(device="cpu", threads=2) == 2
     assert cores(device="cpu", threads=32) == 8
     assert cores(device="cpu", threads=1) == cores(device="cuda", threads=4) == cores() == 1
+    # An evaluation, whose dense CRF is computed on the CPU beside any device.
+    protocols = {"multi": {"scales": [1.0]}, "crf": {"scales": [1.0], "crf": True}}
+    assert cores(device="cuda", threads=4, protocols=protocols) == 4
+    assert cores(device="cuda", threads=4, protocols={"multi": protocols["multi"]}) == 1
 
 
 def test_the_head_of_a_cluster_needs_no_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def work(adds: float, crops: int, testing: float = 0, waiting: float = 0) -> cost.Work:
-    return cost.Work("a", 480, adds, crops, testing, waiting, 0, 0, 1, "float32", None)
+def work(adds: float, crops: int, testing: float = 0, crf: float = 0) -> cost.Work:
+    return cost.Work("a", 480, adds, crops, testing, crf, 0, 0, 1, "float32", None)
 
 
 def test_counted_in_the_network() -> None:
@@ -48,7 +48,8 @@ def test_one_convolution_by_hand() -> None:
 
 def test_hours_follow_from_operations() -> None:
     assert work(10e9, 3600).hours(60e9) == (1.0, 0)
-    assert work(10e9, 3600, testing=36e12, waiting=1800).hours(1e10) == (6.0, 2.5)
+    assert work(10e9, 3600, testing=36e12, crf=1800).hours(1e10) == (6.0, 2.0)  # beside the network
+    assert work(10e9, 3600, testing=36e12, crf=9000).hours(1e10) == (6.0, 2.5)
     assert cost.rate_of("h100", "bfloat16", 16) == pytest.approx(989.4e12 * 0.35)
     assert cost.rate_of("h100", "float32", 1) == cost.rate_of("h100", "float32", 7) == pytest.approx(494.7e12 * 0.1)
 
@@ -69,14 +70,14 @@ def test_evaluation_and_disk_by_hand() -> None:
     params, profile, _ = cost.read("paper")
     views = 0.8**2 + (0.6**2 + 0.8**2 + 1.0**2)
     # NYUDv2: a short edge of 480 is within 450 to 600, so 1.2 times the image.
-    pixels, waiting = cost.tested("a", profile, params.experiments["nyud-res50"], Recipe(steps=1), "here")
+    pixels, crf = cost.tested("a", profile, params.experiments["nyud-res50"], Recipe(steps=1), "here")
     assert pixels == pytest.approx(654 * 480 * 640 * 1.2**2 * views)
-    assert waiting == 0
+    assert crf == 0
     # VOC: 375 is brought to 450 first, and the CRF's protocol is its own.
     views += 0.6**2 + 0.8**2 + 1.0**2
-    pixels, waiting = cost.tested("a", profile, params.experiments["voc-res101"], Recipe(steps=1), "here")
+    pixels, crf = cost.tested("a", profile, params.experiments["voc-res101"], Recipe(steps=1), "here")
     assert pixels == pytest.approx(1449 * 375 * 500 * (1.2 * 450 / 375) ** 2 * views)
-    assert waiting == pytest.approx(1449 * 4.4)
+    assert crf == pytest.approx(1449 * 4.4 / 8)
     # CamVid: 360 is brought to 450, too; it is scored on its 233 test images, which have labels.
     pixels, _ = cost.tested("a", profile, params.experiments["camvid-res50"], Recipe(steps=1), "here")
     assert pixels == pytest.approx(233 * 360 * 480 * (1.2 * 450 / 360) ** 2 * (views - 0.6**2 - 0.8**2 - 1.0**2))

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stand_in import made_up_crf
 
 from pipeline import datasets, evaluate
 from pipeline.config.schema import build
@@ -228,6 +234,44 @@ def test_a_dense_crf_on_prepared_images(inside: Told) -> None:
     plain, refined = (np.load(f"predictions/voc-thin/confusion-{name}.npy") for name in protocols)
     assert plain.sum() == refined.sum()
     assert not np.array_equal(plain, refined)
+
+
+def test_a_dense_crf_in_any_number_of_processes(inside: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes; one line and no new file where a process is killed."""
+    files: list[dict[Path, bytes]] = []
+    protocols = {"multi": {"scales": (0.6, 1.0)}, "crf": {"scales": (0.6, 1.0), "crf": True}}
+
+    def written() -> dict[Path, bytes]:
+        every = [path for folder in ("metrics", "predictions") for path in Path(folder).rglob("*") if path.is_file()]
+        return {path: path.read_bytes() for path in every}
+
+    with made_up_crf(tmp_path / "notes"):
+        for cores in (1, 2, 3):
+            for folder in ("metrics", "predictions"):
+                shutil.rmtree(folder, ignore_errors=True)
+            monkeypatch.setenv("PIPELINE_CORES", str(cores))
+            run("voc-thin", protocols=protocols, batch_size=2)
+            files.append(written())
+            by = {note.suffix for note in (tmp_path / "notes").iterdir()}
+            assert len(by) == 1 if cores == 1 else by
+            assert f".{os.getpid()}" not in by
+        assert files[0] == files[1] == files[2]
+        assert len(files[0]) == 5
+        assert not np.array_equal(*(np.load(f"predictions/voc-thin/confusion-{name}.npy") for name in protocols))
+
+        monkeypatch.setenv("MADE_UP_CRF_SECONDS", "600")
+        threading.Timer(0, kill_a_process).start()
+        with pytest.raises(UserError, match=r"^a process of the dense CRF was killed or crashed; [^\n]*$"):
+            run("voc-thin", protocols=protocols)
+    assert written() == files[0]
+    assert multiprocessing.active_children() == []
+
+
+def kill_a_process() -> None:
+    """The first that this one starts, as the system does where memory runs out."""
+    while not multiprocessing.active_children():
+        time.sleep(0.05)
+    multiprocessing.active_children()[0].kill()
 
 
 def test_an_image_without_a_label(inside: Told) -> None:

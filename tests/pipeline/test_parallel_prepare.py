@@ -22,7 +22,7 @@ from made_up_reader import Reader
 from pipeline import datasets, graph, prepare, synthetic
 from pipeline.config.schema import Rendered
 from pipeline.datasets import pool
-from pipeline.runtime import cli
+from pipeline.runtime import cli, machine
 from refinenet.atomic import alive
 from refinenet.data.split import Schema, Split
 from refinenet.data.writer import SplitWriter, write_split
@@ -218,11 +218,11 @@ def test_how_many_processes(
     made: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("PIPELINE_CORES", raising=False)
-    assert pool.cores() == len(os.sched_getaffinity(0))
+    assert machine.cores() == len(os.sched_getaffinity(0))
     for wrong in ("0", "all", "-1", ""):
         monkeypatch.setenv("PIPELINE_CORES", wrong)
         with pytest.raises(UserError, match=f"^PIPELINE_CORES is '{wrong}', expected a whole number from 1$"):
-            pool.cores()
+            machine.cores()
     started: list[int] = []
     real = pool.reading
     monkeypatch.setattr(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +26,7 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
+from torch import Tensor
 
 from pipeline import datasets, evaluate, submit, tabulate
 from pipeline.config.schema import Rendered
@@ -106,15 +107,19 @@ class Calls:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    made, original = Calls(), Predictor.under_protocols
+    made, original = Calls(), Predictor.stream
 
-    def counted(self: Predictor, image: Array, protocols: Any) -> dict[str, Array]:
-        made.count += 1
-        if made.count == made.interrupt:
-            raise KeyboardInterrupt
-        return original(self, image, protocols)
+    def counted(self: Predictor, batches: Iterable[Sequence[Array]], *more: Any) -> Iterator[list[dict[str, Tensor]]]:
+        def each() -> Iterator[Sequence[Array]]:
+            for images in batches:
+                made.count += 1
+                if made.count == made.interrupt:
+                    raise KeyboardInterrupt
+                yield images
 
-    monkeypatch.setattr(Predictor, "under_protocols", counted)
+        return original(self, each(), *more)
+
+    monkeypatch.setattr(Predictor, "stream", counted)
     return made
 
 
