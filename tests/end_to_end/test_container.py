@@ -14,7 +14,8 @@ import pytest
 import small_project
 
 ROOT = small_project.ROOT
-MADE = ("weights/resnet50.safetensors", "data/nyud/train.arrow", "data/nyud/val.arrow", "models/nyud-res50.safetensors")
+NETWORK = "models/nyud-res50.safetensors"
+MADE = ("weights/resnet50.safetensors", "data/nyud/train.arrow", "data/nyud/val.arrow", NETWORK)
 
 
 def md5s(folder: Path) -> dict[str, str]:
@@ -60,9 +61,9 @@ def test_same_bytes_inside_as_outside(tmp_path: Path) -> None:
             os.chown(path, *user, follow_symlinks=False)
         in_it = ("run", "--isolation", "chroot", "--user", "54321:0", "--volume", f"{inside}:/project", container, "--")
         assert buildah(*in_it, "sh", "-c", "id -u; command -v gcc make uv || true") == "54321"
-        buildah(*in_it, "snakemake", "--cores", "2", *MADE)
+        buildah(*in_it, "snakemake", "--cores", "2", NETWORK)
         assert buildah(*in_it, "refinenet").endswith("here: /project, profile mini")
     finally:
         shutil.rmtree(tmp_path / "store", ignore_errors=True)
-    small_project.call(outside, "snakemake", "--cores", "2", *MADE)
+    small_project.call(outside, "snakemake", "--cores", "2", NETWORK)
     assert md5s(inside) == md5s(outside)
