@@ -128,10 +128,12 @@ def notes(of: Table, records: list[dict[str, str]], comparable: bool) -> list[st
 def shown_table(of: Table, records: list[dict[str, str]]) -> dict[str, Any]:
     """Return a table of the paper for the page: its rows, and apart from them what of this run is not comparable."""
     others = notes_of_others(row for row in of.others if not _alone(row))
+    lines = list(table_lines(of, records))
     return {
         "of": of,
         "scores": [of.scores[i] for i in shown_order(of)],
-        "lines": list(table_lines(of, records)),
+        "lines": lines,
+        "seeds": any(line.seeds for line in lines),  # how many each number is of; the paper does not say
         "notes": [*of.notes, *notes(of, records, True), *others],
         "apart": run_lines(of, records),
         "notes_apart": notes(of, records, False),

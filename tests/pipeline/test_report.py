@@ -106,6 +106,7 @@ def test_no_row_of_the_paper_has_a_score_of_mini(run: Path, page: Page) -> None:
     assert chapter.count("<table>") == len(published())
     assert "this run:" not in chapter
     assert 'class="run"' not in chapter
+    assert ">Seeds</th>" not in chapter, "of nobody's number it is known"
     assert html.count('<tr class="run"><th scope="row"><a href="#') == 9 + 13
     quoted = re.findall(r"<blockquote>(.*?)</blockquote>", html)
     assert quoted == [
