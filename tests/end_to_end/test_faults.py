@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from small_project import BIN, TINY, call, git
 INTERRUPTED = """
 import os, signal, sys
 def hook(event, arguments):
-    if event == "os.rename" and str(arguments[0]).endswith(".part"):
+    # In a stage: Snakemake, which reads the graph, writes files, too.
+    if event == "os.rename" and str(arguments[0]).endswith(".part") and "-m" in sys.orig_argv:
         if os.environ["INTERRUPT"] == "group":
             os.killpg(0, signal.SIGINT)
         else:
@@ -31,7 +33,7 @@ SNAKEMAKE = ("snakemake", "--cores", "1", "--", "data/voc")
 ENGINES = {"dvc": ("dvc", "repro", "prepare@voc"), "snakemake": SNAKEMAKE}
 COMMIT = ("-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "--quiet", "--message", "base")
 
-pytestmark = [pytest.mark.slow, pytest.mark.services]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_broken_object_in_the_cache(project: Path, engine: str) -> None:
     """DVC goes by the rights and times of files; what they hold is looked at by a command of ours."""
     truth = outputs(project, "data/voc")
     check = ("python", "-m", "pipeline.verify")
-    assert call(project, *check).stdout.splitlines()[-1].endswith("match dvc.lock")
+    assert "all files match dvc.lock" in call(project, *check).stdout.splitlines()
     largest = max((project / "data/voc").glob("*.arrow"), key=lambda path: path.stat().st_size)
     md5 = hashlib.md5(largest.read_bytes()).hexdigest()
     broken = project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
@@ -143,7 +145,7 @@ def test_read_only_data_folder(project: Path, engine: str) -> None:
     if engine == "snakemake":
         # Up to date, but older than the code, as after a fresh clone beside a shared folder of data.
         (project / "pipeline/prepare.py").touch()
-        check_one_line(isolated(project, read_only, SNAKEMAKE), "data/voc: its content is up to date", "Read-only")
+        check_one_line(isolated(project, read_only, SNAKEMAKE), "data/voc: the content is up to date", "Read-only")
 
 
 def test_two_at_once_in_one_clone(project: Path) -> None:
@@ -167,7 +169,7 @@ def test_clock_set_back(project: Path) -> None:
         run = call(project, *SNAKEMAKE)
         told = (run.stdout + run.stderr).splitlines()
         check_settled(project)
-        return {line.partition("pipeline.")[2] for line in told if line.startswith("Job ") and "pipeline." in line}
+        return {found[1] for line in told if (found := re.match(r"\[\d+/\d+\] (\w+ \w+), ", line))}
 
     edit(project, "pipeline/prepare.py", "3 days")
     assert ran() == {"prepare voc"}
