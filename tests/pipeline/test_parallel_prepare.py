@@ -9,14 +9,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import made_up_reader
 import numpy as np
 import pytest
+from families import family, wait_for
 from made_up_reader import Reader
 
 from pipeline import datasets, graph, prepare, synthetic
@@ -139,14 +139,6 @@ def test_a_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
     assert multiprocessing.active_children() == []
 
 
-def family(process: int) -> Iterator[int]:
-    """All descendants of a process."""
-    for thread in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in map(int, thread.read_text().split()):
-            yield child
-            yield from family(child)
-
-
 def begin(folder: Path, count: int) -> subprocess.Popen[str]:
     """A process that prepares slowly, with two workers, in a process group of its own."""
     code = f"import made_up_reader; made_up_reader.prepare(count={count}, seconds=0.01)"
@@ -155,14 +147,6 @@ def begin(folder: Path, count: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=folder, env=environment, text=True, stderr=subprocess.PIPE, process_group=0
     )
-
-
-def wait_for(what: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 300
-    while not (found := what()):
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    return found
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from families import family, wait_for
 from stand_in import FOLDER, made_up_crf
 from thin_network import network
 
@@ -173,22 +173,6 @@ def test_an_error_in_a_process(made_up: Path, monkeypatch: pytest.MonkeyPatch) -
         fail()
     assert time.monotonic() - begin < 120
     assert multiprocessing.active_children() == []
-
-
-def family(process: int) -> Iterator[int]:
-    """All descendants of a process."""
-    for thread in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in map(int, thread.read_text().split()):
-            yield child
-            yield from family(child)
-
-
-def wait_for(what: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 300
-    while not (found := what()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return found
 
 
 @pytest.mark.parametrize(
