@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from refinenet import RefineNet
+from refinenet.allocator import keep_freed_memory
 from refinenet.config import Precision, Recipe
 from refinenet.device import reproducible
 from refinenet.training.step import make_optimiser, pixel_loss, step_bytes, wrap_for_training
@@ -164,11 +165,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
+    parser.add_argument("--return-memory", action="store_true", help="freed blocks go to the system, not as in `train`")
     parser.add_argument("--top", type=int, default=10, help="operations that are listed")
     choice = parser.parse_args()
     device = torch.device(choice.device)
     gpu = device.type == "cuda"
     reproducible(0, choice.threads)
+    if not gpu and not choice.return_memory:
+        keep_freed_memory()  # as `train` does
     name = torch.cuda.get_device_name(device) if gpu else f"{processor()}, {choice.threads} threads"
     print(f"{name}, torch {torch.__version__}, {choice.rounds} rounds")
     network: dict[str, Any] = {"backbone": "resnet101", "pools": 4} if gpu or choice.full else MEDIUM

@@ -112,11 +112,14 @@ def measured_rate(split: Split, cfg: Train) -> float:
     """
     import torch
 
+    from refinenet.allocator import keep_freed_memory
     from refinenet.device import repeatable_device
     from refinenet.model.network import RefineNet
     from refinenet.training import loop
 
     device = repeatable_device(cfg.device, cfg.seed, cfg.threads)
+    if device.type == "cpu":
+        keep_freed_memory()  # as `train` does
     model = RefineNet(len(split.schema.classes), **cfg.network)
     model.initialise("scaled", torch.Generator().manual_seed(cfg.seed))
     ends: list[float] = []

@@ -106,6 +106,7 @@ def train(plan: Plan, versions: Mapping[str, str], fingerprint: str) -> None:
     """Train in this process and, under torchrun, the others of its group; the first one writes the results."""
     import torch
 
+    from refinenet.allocator import keep_freed_memory
     from refinenet.device import repeatable_device
     from refinenet.model.network import RefineNet, save
     from refinenet.training import loop
@@ -116,6 +117,8 @@ def train(plan: Plan, versions: Mapping[str, str], fingerprint: str) -> None:
 
     name, cfg = plan.name, plan.cfg
     device = repeatable_device(cfg.device, cfg.seed, cfg.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = RefineNet(len(plan.schema.classes), **cfg.network)
     phases = [loop.Phase(ConcatSplits([plan.parts[part] for part in p.parts]), p.steps, p.lr) for p in plan.phases]
     kept, held_out = loop.hold_out(phases, cfg.recipe, cfg.seed)

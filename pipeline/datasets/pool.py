@@ -12,7 +12,6 @@ that a worker takes.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
 import multiprocessing
@@ -23,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ import numpy as np
 
 from pipeline.datasets import Reader
 from pipeline.formats import decode
+from refinenet.allocator import keep_freed_memory
 from refinenet.data.split import Array, Schema
 from refinenet.data.writer import Facts, examine
 from refinenet.errors import SHOWN, UserError, several
@@ -180,10 +180,7 @@ def _begin(reader: Reader, memory: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     gc.freeze()  # the modules and the lists of members stay; to look through them each time costs a twentieth
-    with suppress(OSError, AttributeError):  # glibc keeps what an image took for the next: a third of the time
-        allocator: Any = ctypes.CDLL(None)
-        allocator.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, the most that it takes
-        allocator.mallopt(-1, 1 << 27)  # M_TRIM_THRESHOLD
+    keep_freed_memory(1 << 27)  # what an image took, for the next: a third of the time
 
 
 def _end_with_parent() -> None:
