@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py --backbones resnet101 timm:tf_efficientnet_lite0 --threads 2 --rounds 7
     python benchmarks/inference.py --backbones fit --sizes 256x256 360x480      the network of profile fit
+    pip install openvino                                                        and OpenVINO is in the tables
 
 Every round takes each variant once, in turn, so that what else the machine does meets all of them; ratios are of the
 medians, the spread is of all rounds. "rate" counts the multiplications of the plain convolution, whatever is done
@@ -11,6 +12,7 @@ instead of it: it may exceed what the machine's matrix product reaches.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -56,7 +58,33 @@ def onnx_files(model: RefineNet, images: Tensor, folder: Path) -> dict[str, nn.M
     to_onnx(model, folder / "float32.onnx")
     drawn = [torch.rand_like(images) * 255 for _ in range(CALIBRATED_ON)]
     to_int8(model, folder / "int8.onnx", {}, drawn)
-    return {f"onnxruntime, {kind}": OnnxNetwork(folder / f"{kind}.onnx") for kind in ("float32", "int8")}
+    kinds = ("float32", "int8")
+    found: dict[str, nn.Module] = {f"onnxruntime, {kind}": OnnxNetwork(folder / f"{kind}.onnx") for kind in kinds}
+    if importlib.util.find_spec("openvino"):
+        found |= {f"OpenVINO, {kind}": OpenVino(folder / f"{kind}.onnx", images) for kind in kinds}
+    return found
+
+
+class OpenVino(nn.Module):
+    """Runs the same file by OpenVINO on the CPU, compiled for images of this size; float32 where it is not int8."""
+
+    def __init__(self, path: Path, images: Tensor) -> None:
+        super().__init__()
+        import openvino
+
+        model = openvino.Core().read_model(path)
+        model.reshape(list(images.shape))
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",  # by itself bfloat16, where the processor has it
+        }
+        self._dtype = images.dtype if model.input(0).element_type.to_dtype() == "float32" else torch.uint8
+        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+
+    def forward(self, images: Tensor) -> Tensor:
+        (logits,) = self._compiled([images.to(self._dtype).numpy()]).values()
+        return torch.from_numpy(logits.copy())
 
 
 @torch.no_grad()
