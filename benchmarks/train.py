@@ -1,6 +1,7 @@
 """A training step: each setting of the recipe beside the plain eager float32 step and the machine's own matrix rate.
 
     python benchmarks/train.py --threads 2 --compile             a network of medium width, on a CPU
+    python benchmarks/train.py --fit --threads 2                 the network of profile fit, 6 crops of 320 x 320
     python benchmarks/train.py --device cuda --compile           RefineNet-101, 480 x 480, batches of 1, 8 and 16
 
 A step is forward pass, loss, backward pass and optimiser, on a batch that is there already. Every round takes each
@@ -20,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from inference import operations, processor, seconds, spread
+from inference import FIT, operations, processor, seconds, spread
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="pixels a side; 480 on a GPU, 160 on a CPU")
     parser.add_argument("--batches", type=int, nargs="+", help="1 8 16 on a GPU, 2 on a CPU")
     parser.add_argument("--full", action="store_true", help="RefineNet-101 on a CPU too")
+    parser.add_argument("--fit", action="store_true", help="the network of profile fit")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
@@ -176,8 +178,11 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if gpu else f"{processor()}, {choice.threads} threads"
     print(f"{name}, torch {torch.__version__}, {choice.rounds} rounds")
     network: dict[str, Any] = {"backbone": "resnet101", "pools": 4} if gpu or choice.full else MEDIUM
-    for batch in choice.batches or ([1, 8, 16] if gpu else [2]):
-        measure(device, network, choice.size or (480 if gpu else 160), batch, choice.rounds, choice.compile, choice.top)
+    batches, size = ([1, 8, 16], 480) if gpu else ([2], 160)
+    if choice.fit:
+        network, batches, size = {key: FIT[key] for key in FIT if key != "classes"}, [6], 320
+    for batch in choice.batches or batches:
+        measure(device, network, choice.size or size, batch, choice.rounds, choice.compile, choice.top)
 
 
 if __name__ == "__main__":
