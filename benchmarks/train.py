@@ -21,14 +21,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from inference import FIT, operations, processor, seconds, spread
+from inference import FIT, operations, seconds, spread
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from refinenet import RefineNet
 from refinenet.allocator import keep_freed_memory
 from refinenet.config import Precision, Recipe
-from refinenet.device import reproducible
+from refinenet.device import processor, reproducible
 from refinenet.training.step import make_optimiser, pixel_loss, step_bytes, wrap_for_training
 
 MEDIUM = {"backbone": "resnet50", "stem": 16, "width": 64, "coarse_width": 128}
