@@ -29,6 +29,7 @@ import yaml
 
 from pipeline import preflight
 from pipeline.config import resolve, schema
+from pipeline.config.profiles import read_params
 from pipeline.fetch import own_folders
 from pipeline.runtime import progress
 from pipeline.runtime.machine import ELSEWHERE
@@ -111,13 +112,20 @@ def _look_up(values: Mapping[str, Any], key: str) -> Any:
 
 
 def stages(repo: Any) -> list[Stage]:
-    """Return the stages of `repo`'s index (dvc.repo.Repo), in its order. Raises UserError for invalid settings."""
-    resolved = resolve.resolve()
-    produced = {out.def_path for stage in repo.index.stages for out in stage.outs}
+    """Return the stages of `repo`'s index (dvc.repo.Repo), in its order. Raises UserError for invalid settings.
+
+    Without those of data sets that are left out of the settings (`resolve.left_out`).
+    """
+    resolved, rows = resolve.resolve(), read_params()
+    absent = resolve.left_out(rows)
+    absent |= {name for named in (rows.experiments, rows.seeds) for name, one in named.items() if one.data in absent}
+    # Without files under version control that nothing makes: networks/*.dvc.
+    known = [
+        one for one in repo.index.stages if not one.is_data_source and one.addressing.partition("@")[2] not in absent
+    ]
+    produced = {out.def_path for stage in known for out in stage.outs}
     found = []
-    for stage in repo.index.stages:
-        if stage.is_data_source:  # a file under version control that nothing makes: networks/*.dvc
-            continue
+    for stage in known:
         inputs: list[str] = []
         param_files: list[str] = []
         params: dict[str, Any] = {}

@@ -42,17 +42,14 @@ def resolve(profile: str | None = None) -> dict[str, dict[str, Any]]:
     params = read_params()
     if profile is not None:
         params = replace(params, profile=profile)
+    params = _without(params, left_out(params))
     settings = _resolve(params)
     for base in bases(params.profile):
         try:
             below = read_profile(base)[0]
             settings["tables"][base] = _tables(below)
-            without = {*params.datasets, *params.own} - {*below.sources, *below.own}
-            experiments = {k: v for k, v in params.experiments.items() if v.data not in without}
-            seeds = {k: v for k, v in params.seeds.items() if v.data not in without}
-            names, mine, further = (_but(some, without) for some in (params.datasets, params.own, params.further))
-            rows = replace(params, profile=base, experiments=experiments, seeds=seeds)
-            under = _resolve(replace(rows, datasets=names, own=mine, further=further))
+            rows = _without(params, {*params.datasets, *params.own} - {*below.sources, *below.own})
+            under = _resolve(replace(rows, profile=base))
         except UserError:
             continue  # a base need not have everything that params.yaml names
         for name in under["train"]:
@@ -80,8 +77,24 @@ def _seen(name: str, train: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return data_of(train[name]) | (_seen(train[name]["start"], train) if train[name]["start"] in train else set())
 
 
-def _but(names: tuple[str, ...], without: set[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if name not in without)
+def left_out(params: Params) -> set[str]:
+    """Return the data sets of one's own that have no plan yet, though the profile wants one and others have theirs.
+
+    They are in no settings and in no graph until they are planned; so the others can be trained meanwhile.
+    """
+    profile, _ = read_profile(params.profile)
+    unplanned = {data for data in params.own if data in profile.own and not plan_file(data).is_file()}
+    return unplanned if profile.plan is not None and len(unplanned) < len(params.own) else set()
+
+
+def _without(params: Params, data: set[str]) -> Params:
+    """Return `params` without data sets, and without what is trained on them."""
+    experiments = {name: one for name, one in params.experiments.items() if one.data not in data}
+    seeds = {name: one for name, one in params.seeds.items() if one.data not in data}
+    kept, own, further = (
+        tuple(name for name in names if name not in data) for names in (params.datasets, params.own, params.further)
+    )
+    return replace(params, datasets=kept, own=own, further=further, experiments=experiments, seeds=seeds)
 
 
 def _resolve(params: Params) -> dict[str, dict[str, Any]]:
