@@ -19,11 +19,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 from pipeline import download, graph, planning, prepare, settings
 from pipeline.config import profiles, resolve, schema
@@ -54,11 +56,11 @@ def run(name: str, hours: float | None = None) -> None:
     seen = planning.look(split)
     made = planning.plan(seen, "cuda" if has_gpu() else "cpu", cores())
     cfg = _training(name, params, made)
-    busy = os.getloadavg()[0]
+    others = cores_of_others()
     rate = measured_rate(split, cfg)
-    if cfg.device == "cpu" and busy > 0.5 * cfg.threads:
+    if cfg.device == "cpu" and (busy := others()) > max(0.0, (psutil.cpu_count() or 1) - cfg.threads) + 0.25:
         warn(
-            f"the machine was busy with other work (load {busy:.1f}) when the rate was measured: the plan has fewer "
+            f"other work kept {busy:.1f} cores of the machine busy while the rate was measured: the plan has fewer "
             "steps than fit; give the command again when it is idle"
         )
     limits = profile.plan if hours is None else replace(profile.plan, hours=hours)
@@ -90,6 +92,27 @@ def check_own(name: str, params: Params, profile: Profile) -> None:
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_of_others() -> Callable[[], float]:
+    """Begin to count; what is returned tells how many cores other processes have kept busy since then, on average.
+
+    Not the load: for a minute after it, that still has the work of this very command.
+    """
+
+    def now() -> tuple[float, float]:
+        machine = psutil.cpu_times()
+        idle = machine.idle + getattr(machine, "iowait", 0.0) + getattr(machine, "guest", 0.0)  # guest is in user, too
+        guest_nice = getattr(machine, "guest_nice", 0.0)
+        return time.monotonic(), sum(machine) - idle - guest_nice - sum(os.times()[:4])
+
+    begin, before = now()
+
+    def since() -> float:
+        end, after = now()
+        return max(0.0, after - before) / max(end - begin, 1e-9)
+
+    return since
 
 
 def _training(name: str, params: Params, made: planning.Plan) -> Train:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
+from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import chdir
 from dataclasses import replace
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import small_project
 import yaml
@@ -18,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import planning
+from pipeline import plan, planning
 from pipeline.config import resolve
 from refinenet.config import Resizing
 from refinenet.errors import UserError
@@ -154,6 +158,27 @@ def test_a_plan_is_asked_for_in_one_line(project: Path) -> None:
         resolve.resolve()
 
 
+def test_one_data_set_waits_for_its_plan_while_the_other_trains(project: Path) -> None:
+    """After `add` of two, `fit` of either works: the one without a plan is in no settings."""
+    stones = {"images": "stones", "masks": "masks", "classes": ["sand", "stone"]}
+    Path("profiles/leaves.yaml").write_text(yaml.safe_dump(LEAVES | {"own": {**LEAVES["own"], "stones": stones}}))
+    params = yaml.safe_load(Path("params.yaml").read_text()) | {"own": ["stones", "leaves"]}
+    params["experiments"]["stones-res50"] = {"data": "stones", "start": "resnet50"}
+    params["seeds"] = {"stones-res50-seed7": {"of": "stones-res50", "seed": 7, "data": "stones", "start": "resnet50"}}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(UserError, match=r"^profiles/plans/stones\.json: no such file; `refinenet fit stones` makes it"):
+        resolve.resolve()
+    write_plan({"train": {"steps": {"value": 700, "reason": "-"}}})
+    settings = resolve.resolve()
+    assert "leaves" in settings["prepare"]
+    assert "leaves-res50" in settings["train"]
+    assert not {"stones", "stones-res50", "stones-res50-seed7"} & {
+        name for stage in settings.values() for name in stage
+    }
+    Path("profiles/plans/stones.json").write_text(Path("profiles/plans/leaves.json").read_text())
+    assert {"stones-res50", "stones-res50-seed7", "leaves-res50"} <= resolve.resolve()["train"].keys()
+
+
 def test_what_a_user_says_wins_over_the_plan_and_the_plan_over_the_recipe(project: Path) -> None:
     steps = {"steps": {"value": 700, "reason": "-"}, "crop": {"value": 250, "reason": "-"}}
     write_plan({"threads": {"value": 3, "reason": "-"}, "train": {**steps, "warmup": {"value": 35, "reason": "-"}}})
@@ -183,7 +208,10 @@ def test_the_recipe_for_own_images_is_not_for_the_drawn_ones(project: Path) -> N
 
 @pytest.mark.slow
 def test_from_folders_to_a_plan_that_the_engines_know(tmp_path: Path) -> None:
-    """With a thin network: images packed and prepared, a measured rate, a run that does neither once more."""
+    """With a thin network: images packed and prepared, a measured rate, a run that does neither once more.
+
+    Beside it a data set that has no plan yet.
+    """
     folder = small_project.make(tmp_path, "base: mini\n")
     rng = np.random.default_rng(0)
     for name in ("photos", "masks"):
@@ -194,10 +222,12 @@ def test_from_folders_to_a_plan_that_the_engines_know(tmp_path: Path) -> None:
         Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(folder / f"photos/{n}.png")
         Image.fromarray(label).save(folder / f"masks/{n}.png")
     thin = {"network": {"stem": 2, "width": 4, "coarse_width": 4}, "train": {"init": "scaled"}}
-    (folder / "profiles/leaves.yaml").write_text(yaml.safe_dump(LEAVES | thin))
+    two = {"own": {**LEAVES["own"], "stones": LEAVES["own"]["leaves"]}}
+    (folder / "profiles/leaves.yaml").write_text(yaml.safe_dump(LEAVES | two | thin))
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params |= {"profile": "leaves", "own": ["leaves"]}
-    params["experiments"]["leaves-res50"] = {"data": "leaves", "start": "resnet50"}
+    params |= {"profile": "leaves", "own": ["stones", "leaves"]}
+    for data in params["own"]:
+        params["experiments"][f"{data}-res50"] = {"data": data, "start": "resnet50"}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     # Half a second of training: the steps follow from the rate that is measured.
     done = small_project.call(folder, "python", "-m", "pipeline.plan", "leaves", "--hours", str(0.5 / 3600))
@@ -205,6 +235,7 @@ def test_from_folders_to_a_plan_that_the_engines_know(tmp_path: Path) -> None:
     steps, rate = made["values"]["train"]["steps"]["value"], made["measured"]["images_per_second"]
     assert steps == pytest.approx(max(1, 0.5 * rate / 8), abs=1)
     assert f"train.steps: {steps}" in done.stdout
+    assert "refinenet fit stones` makes it and trains by it; until then stones is left out" in done.stderr
     assert made["seen"]["images"] + 2 <= 12
     assert made["seen"]["classes"]["leaf"]["width"] == pytest.approx(20, abs=2)
     settings = json.loads((folder / "settings.json").read_text())
@@ -217,3 +248,19 @@ def test_from_folders_to_a_plan_that_the_engines_know(tmp_path: Path) -> None:
     assert "download leaves" not in ran.stdout + ran.stderr
     assert "prepare leaves" not in ran.stdout + ran.stderr
     assert "train leaves-res50" in ran.stdout + ran.stderr
+    (folder / "profiles/leaves.yaml").write_text(yaml.safe_dump(LEAVES | two | thin | {"title": "changed"}))
+    everything = small_project.call(folder, "dvc", "repro", check=False)
+    assert "refinenet fit stones` makes it and trains by it, or name what" in everything.stdout + everything.stderr
+
+
+def test_work_of_others_is_told_from_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds on four cores: this process took 15 s of them, others 5, 18 were idle and 2 waited for a disk."""
+    names = ("user", "nice", "system", "idle", "iowait", "irq", "guest")
+    times = iter([(100, 0, 20, 500, 1, 0, 7), (116, 1, 22.5, 518, 3, 0.5, 9)])
+    machine = namedtuple("machine", names)
+    own, clock = iter([(3.0, 1.0, 0.0, 0.0, 0.0), (15.0, 3.0, 1.0, 0.0, 0.0)]), iter([50.0, 60.0])
+    monkeypatch.setattr(psutil, "cpu_times", lambda: machine(*next(times)))
+    monkeypatch.setattr(os, "times", lambda: next(own))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    others = plan.cores_of_others()
+    assert others() == pytest.approx((16 + 1 + 2.5 + 0.5 - 15) / 10)
