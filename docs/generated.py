@@ -131,7 +131,9 @@ def real() -> list[tuple[str, ...]]:
         )
         (name,) = settings["evaluate"]
         same = settings["evaluate"][name]["of"] or name
-        images = f"{datasets.load(metrics['dataset']).TITLE}, {metrics['images']} {metrics['split']}"
+        dataset, count, split = datasets.load(metrics["dataset"]), metrics["images"], metrics["split"]
+        whole = dataset.COUNTS[split]
+        images = f"{dataset.TITLE}, {count if count == whole else f'a part: {count} of {whole:,}'} {split}"
         key = (metrics["dataset"], same, images, *others.circumstances(name, settings)[1:])
         found.setdefault(key, []).append(metrics)
     lines = []
