@@ -98,7 +98,7 @@ def measure(
     work = 3 * operations(model, images)
     recipe = Recipe(1, batch_size=batch, crop=size, input_scale=1.0)
     recipes = {
-        name: replace(recipe, **change) for name, change in CHANGES.items() if compiled or "compiled" not in change
+        name: replace(recipe, **change) for name, change in CHANGES.items() if compiled or "compile" not in change
     }
     steps: dict[str, Callable[[], None]] = {}
     memory: dict[str, int | None] = {}
