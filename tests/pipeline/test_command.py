@@ -338,7 +338,7 @@ def test_profiles_are_listed_and_one_is_in_force(project: Path, capsys: pytest.C
     assert [line.split()[0] for line in lines if not line.startswith("*")][:-1] == sorted(
         file.stem for file in (ROOT / "profiles").glob("*.yaml") if file.stem != "mini"
     )
-    assert [line for line in lines if line.startswith("*")] == ["* mini       synthetic images, thin networks"]
+    assert [line for line in lines if line.startswith("*")] == ["* mini              synthetic images, thin networks"]
 
 
 def test_switching_changes_one_word(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

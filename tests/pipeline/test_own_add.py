@@ -261,7 +261,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str], str]] = {
     "no profile": (
         lambda: None,
         ["leaves", *TWO, "--base", "big"],
-        "--base big: no such profile, expected one of evening, fit",
+        "--base big: no such profile, expected one of evening, evening-ablation, fit",
     ),
     "no weights": (lambda: None, ["leaves", *TWO, "--backbone", "vgg"], "--backbone vgg: profile mini has no weights"),
     "no folder": (lambda: None, ["leaves", "nowhere", "--yes"], "nowhere: no such folder"),
