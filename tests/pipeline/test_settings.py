@@ -362,7 +362,7 @@ MISTAKES = {
     "no such profile": (
         {"profile": "maxi"},
         {},
-        r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are evening, evening-ablation, fit, learning, mini",
+        r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are evening, evening-ablation, fit, learning",
     ),
     "power": (
         {},
