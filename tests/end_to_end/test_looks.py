@@ -83,6 +83,14 @@ def test_a_report_writes_itself_only(whole: Path, tmp_path: Path) -> None:
 def test_a_dry_run_says_what_a_run_would_do(whole: Path) -> None:
     """The states in which a run first makes times or dvc.lock right: the look sees them as the run would."""
     assert NOTHING in look(whole, *DRY_RUN)
+    # A newer input, in which Snakemake finds the content of its last run; and beside it an edit with an old time.
+    code = (whole / "pipeline/weights.py").read_text()
+    os.utime(whole / "refinenet/config.py")
+    assert NOTHING in look(whole, *DRY_RUN)
+    (whole / "pipeline/weights.py").write_text(f"{code}# edited\n")
+    os.utime(whole / "pipeline/weights.py", (10**9, 10**9))
+    assert "pipeline.weights resnet50" in look(whole, *DRY_RUN)
+    (whole / "pipeline/weights.py").write_text(code)
     # As after `dvc pull` into a fresh clone: what Snakemake wrote is gone, the inputs are the newest.
     shutil.rmtree(whole / ".snakemake")
     os.utime(whole / MADE, (10**9, 10**9))
@@ -99,7 +107,6 @@ def test_a_dry_run_says_what_a_run_would_do(whole: Path) -> None:
     os.utime(whole / "pipeline/weights.py", (time.time() + 9000,) * 2)
     assert NOTHING in look(whole, *DRY_RUN)
     # An edit with an old time, which only DVC sees.
-    code = (whole / "pipeline/weights.py").read_text()
     (whole / "pipeline/weights.py").write_text(f"{code}# edited\n")
     os.utime(whole / "pipeline/weights.py", (10**9, 10**9))
     os.utime(whole / MADE)
