@@ -14,7 +14,14 @@ SECTIONS = {
     "How-to": ["docs/how-to/*"],
     "Reference": ["docs/reference/*"],
     "Explanation": ["docs/explanation/*"],
-    "Measured": ["docs/records/README", "docs/records/*/README", "networks/README", "benchmarks/*", "results/*"],
+    "Measured": [
+        "docs/records/README",
+        "docs/records/*/README",
+        "docs/records/*/*/README",
+        "networks/README",
+        "benchmarks/*",
+        "results/*",
+    ],
     "Project": ["docs/README", "CONTRIBUTING", "CHANGELOG"],
 }
 
