@@ -124,7 +124,8 @@ PARAMS = {
     "profile": (
         "profile: mini",
         "profile: maxi",
-        r"params\.yaml: profile is 'maxi', .* there are evening, evening-ablation, fit, learning, mini, modern, own",
+        r"params\.yaml: profile is 'maxi', .* "
+        r"there are evening, evening-ablation, fit, learning, mini, modern, own, paper",
     ),
     "data set": ("  - voc\n", "  - vok\n", r"profiles/mini\.yaml: sources\.vok is missing"),
     "YAML": ("datasets:", "datasets: [", r"params\.yaml: not YAML: "),

@@ -362,7 +362,8 @@ MISTAKES = {
     "no such profile": (
         {"profile": "maxi"},
         {},
-        r"profile is 'maxi', but there is no profiles/maxi\.yaml; there are evening, evening-ablation, fit, learning",
+        r"profile is 'maxi', but there is no profiles/maxi\.yaml; "
+        r"there are evening, evening-ablation, fit, learning, mini",
     ),
     "power": (
         {},
