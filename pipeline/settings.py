@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import preflight
-from pipeline.config.profiles import PARAMS, PROFILES, bases, plan_file, read_params, read_profile, read_yaml
-from pipeline.config.resolve import SETTINGS, left_out, resolve
+from pipeline.config.profiles import PARAMS, PROFILES, bases, read_params, read_profile, read_yaml
+from pipeline.config.resolve import SETTINGS, left_out, no_plan, resolve
 from pipeline.config.schema import TorchvisionWeights
 from pipeline.fetch import local, own_folders
 from pipeline.runtime import cli
@@ -60,10 +60,9 @@ def run() -> None:
     settings = resolve()
     check_mirror()
     for data in sorted(left_out(read_params())):
-        missing = f"{plan_file(data)}: no such file; `refinenet fit {data}` makes it and trains by it"
         if cli.dvc_targets() == []:
-            raise UserError(f"{missing}, or name what `dvc repro` is to make")
-        cli.warn(f"{missing}; until then {data} is left out")
+            raise UserError(f"{no_plan(data)}, or name what `dvc repro` is to make")
+        cli.warn(f"{no_plan(data)}; until then {data} is left out")
     if cli.dvc_targets() == []:
         preflight.check(settings)  # of one target, its stages say what they lack when they start
     check_weights(settings)

@@ -87,6 +87,11 @@ def left_out(params: Params) -> set[str]:
     return unplanned if profile.plan is not None and len(unplanned) < len(params.own) else set()
 
 
+def no_plan(data: str) -> str:
+    """Return what is said where the data set of one's own has no plan."""
+    return f"{plan_file(data)}: no such file; `refinenet fit {data}` makes it and trains by it"
+
+
 def _without(params: Params, data: set[str]) -> Params:
     """Return `params` without data sets, and without what is trained on them."""
     experiments = {name: one for name, one in params.experiments.items() if one.data not in data}
@@ -122,7 +127,7 @@ def _resolve(params: Params) -> dict[str, dict[str, Any]]:
             raise UserError(f"{where}: own.{data} is missing, {PARAMS} names it")
         _check_custom("own", data, params)
         if profile.plan is not None and not plan_file(data).is_file():
-            raise UserError(f"{plan_file(data)}: no such file; `refinenet fit {data}` makes it and trains by it")
+            raise UserError(no_plan(data))
         try:
             check_folder(data, profile.own[data])
         except UserError as error:
